@@ -1,0 +1,1 @@
+"""Forming batches of concurrent requests. Knows neither HTTP nor ONNX Runtime."""

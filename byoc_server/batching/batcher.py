@@ -1,0 +1,223 @@
+"""The asyncio shell around the batch policy: runs batches, one at a time, and hands every request its own rows.
+
+Work-conserving: as soon as nothing runs, what waits runs. Requests that arrive in one turn of the event loop meet in
+one batch, because the first of them only *schedules* the run for the end of the turn; while a batch runs on the worker
+thread the next one grows.
+
+A batch that takes less than ``INLINE_SECONDS`` by the cost model runs right on the event loop, a longer one on the
+worker thread. A batch that fails is run again entry by entry, so that only the poisonous entry fails.
+
+Everything but the engine call happens on the event loop thread, so nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Executor, Future
+from functools import partial
+
+from byoc_server.batching.collate import Infer, slice_rows, split, stack
+from byoc_server.batching.policy import BatchQueue, Entry, QueueLimits, Reply
+from byoc_server.batching.profile import INLINE_SECONDS, BatchProfile
+from byoc_server.errors import ByocError, DeadlineExceeded, InferenceFailed
+from byoc_server.types import Signature, Tensors
+
+logger = logging.getLogger(__name__)
+
+Cancel = Callable[[], None]
+"""Gives a request up. Calling it late or twice does no harm."""
+
+_EXPIRED = "the request was not done within its time"
+
+
+class Batcher:
+    """Batches the requests for one model.
+
+    Args:
+        infer: runs one batch; called on the event loop or on the worker thread, never twice at the same time.
+        signature: of the model.
+        limits: of the queue.
+        profile: cost model of the model.
+        executor: one worker thread.
+        clock: seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        infer: Infer,
+        signature: Signature,
+        limits: QueueLimits,
+        profile: BatchProfile,
+        executor: Executor,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._infer = infer
+        self._signature = signature
+        self._batched = signature.batched
+        self._one_key = signature.record_shape_is_fixed
+        self._max_batch_size = limits.max_batch_size
+        self._queue = BatchQueue(limits, profile.rows_per_s)
+        self._profile = profile
+        self._executor = executor
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._scheduled = False
+        self._running: Sequence[Entry] = ()
+        self._running_rows = 0
+        self._deadline_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not self._queue and not self._running
+
+    def submit(self, tensors: Tensors, reply: Reply, deadline_s: float) -> Cancel:
+        """Queue one request.
+
+        Args:
+            tensors: inputs that fit the signature.
+            reply: called once on the event loop, with the outputs of just these records or with what went wrong.
+            deadline_s: when its time is over, on the batcher's clock.
+
+        Raises:
+            Overloaded: refused at once.
+        """
+        rows = self._signature.row_count(tensors)
+        nbytes = sum([array.nbytes for array in tensors.values()])
+        self._queue.admit(rows, nbytes, deadline_s, self._clock(), self._running_rows)
+        key: Hashable = None if self._one_key else tuple([array.shape[1:] for array in tensors.values()])
+        if rows > self._max_batch_size:
+            return self._submit_parts(tensors, key, reply, deadline_s)
+        entry = Entry(tensors, rows, nbytes, key, deadline_s, reply)
+        self._queue.push(entry)
+        self._schedule()
+        return partial(self._queue.cancel, entry)
+
+    def _submit_parts(self, tensors: Tensors, key: Hashable, reply: Reply, deadline_s: float) -> Cancel:
+        slices = slice_rows(tensors, self._max_batch_size)
+        join = _Join(len(slices), reply, self._queue.cancel)
+        for number, part in enumerate(slices):
+            nbytes = sum([array.nbytes for array in part.values()])
+            rows = self._signature.row_count(part)
+            entry = Entry(part, rows, nbytes, key, deadline_s, partial(join.take, number))
+            join.entries.append(entry)
+            self._queue.push(entry)
+        self._schedule()
+        return join.cancel
+
+    def _schedule(self) -> None:
+        if not self._scheduled and not self._running:
+            self._scheduled = True
+            self._loop.call_soon(self._run_next)
+
+    def _run_next(self) -> None:
+        self._scheduled = False
+        batch, expired = self._queue.next_batch(self._clock())
+        for entry in expired:
+            _answer(entry, DeadlineExceeded(_EXPIRED))
+        if not batch:
+            if self._queue:
+                self._schedule()
+            return
+        rows = sum([entry.rows for entry in batch])
+        seconds = self._profile.seconds(rows)
+        if seconds is not None and seconds <= INLINE_SECONDS:
+            self._finish(batch, self._infer_batch(batch))
+            return
+        self._running, self._running_rows = batch, rows
+        self._watch_deadlines()
+        self._executor.submit(self._infer_batch, batch).add_done_callback(self._on_thread_done)
+
+    def _infer_batch(self, batch: Sequence[Entry]) -> list[Tensors | ByocError]:
+        """Run a batch; on failure its entries one by one. The only method that runs off the event loop."""
+        try:
+            if not self._batched:
+                return [self._infer(batch[0].tensors)]
+            outputs = self._infer(stack([entry.tensors for entry in batch]))
+            return list(split(outputs, [entry.rows for entry in batch]))
+        except Exception as error:
+            if len(batch) == 1:
+                return [_as_inference_failed(error)]
+            logger.warning("a batch of %d requests failed and is run again one by one: %s", len(batch), error)
+        return [outcome for entry in batch for outcome in self._infer_batch([entry])]
+
+    def _on_thread_done(self, future: Future[list[Tensors | ByocError]]) -> None:
+        outcomes = future.result()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone, and so are the clients
+            self._loop.call_soon_threadsafe(self._finish, self._running, outcomes)
+
+    def _finish(self, batch: Sequence[Entry], outcomes: Sequence[Tensors | ByocError]) -> None:
+        self._running, self._running_rows = (), 0
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+            self._deadline_timer = None
+        if self._queue:
+            self._schedule()
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            _answer(entry, outcome)
+
+    def _watch_deadlines(self) -> None:
+        """Look again when the first entry that waits or runs is out of time; it must not wait for the batch to end."""
+        deadlines = [entry.deadline_s for entry in self._running if not entry.done]
+        waiting = self._queue.next_deadline_s()
+        if waiting is not None:
+            deadlines.append(waiting)
+        # With nobody left to answer, entries that arrive meanwhile are looked at within a second.
+        delay_s = min(deadlines) - self._clock() if deadlines else 1.0
+        self._deadline_timer = self._loop.call_later(max(delay_s, 0.001), self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        now_s = self._clock()
+        overdue = [entry for entry in self._running if not entry.done and entry.deadline_s <= now_s]
+        for entry in (*overdue, *self._queue.expire(now_s)):
+            _answer(entry, DeadlineExceeded(_EXPIRED))
+        self._watch_deadlines()
+
+
+class _Join:
+    """Puts the outcomes of the parts of one large request back together, in order."""
+
+    def __init__(self, count: int, reply: Reply, cancel: Callable[[Entry], None]) -> None:
+        self.entries: list[Entry] = []
+        self._outputs: list[Tensors] = [{}] * count
+        self._left = count
+        self._reply = reply
+        self._cancel = cancel
+
+    def take(self, number: int, outcome: Tensors | ByocError) -> None:
+        """Take the outcome of part ``number``; the first error ends the whole request."""
+        if isinstance(outcome, ByocError):
+            self.cancel()
+            self._reply(outcome)
+            return
+        self._outputs[number] = outcome
+        self._left -= 1
+        if self._left == 0:
+            self._reply(stack(self._outputs))
+
+    def cancel(self) -> None:
+        """Give up all parts that have not been answered."""
+        for entry in self.entries:
+            self._cancel(entry)
+
+
+def _answer(entry: Entry, outcome: Tensors | ByocError) -> None:
+    if entry.done:
+        return
+    entry.done = True
+    try:
+        entry.reply(outcome)
+    except Exception:  # one request's reply must never keep its neighbours from theirs
+        logger.exception("a reply failed")
+
+
+def _as_inference_failed(error: Exception) -> ByocError:
+    if isinstance(error, ByocError):
+        return error
+    failed = InferenceFailed("the model failed on this request")
+    failed.__cause__ = error
+    return failed

@@ -1,0 +1,113 @@
+"""What a codec is, and the table of all of them.
+
+A codec is one module with ``decode`` and ``encode`` and one row in ``CODECS``. It is pure: bytes and a signature in,
+tensors out, and the other way round; no I/O, no clock, no state. Modules load on first use.
+
+``decode`` returns tensors that fit the signature completely (names, dtypes, ranks, lengths, one N for all), so
+nothing behind it has to look again, and a bad body can never reach a batch it shares with others.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol, cast
+
+from byoc_server.types import Signature, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """What a decoder may know besides the body and the signature.
+
+    Attributes:
+        parameters: media type parameters, names in lower case, e.g. ``{"header": "present"}``.
+        max_tensor_bytes: a decoder refuses to build tensors of more bytes in all; ``None`` = no limit. It matters
+            where few bytes can declare many, as a sparse record does.
+    """
+
+    parameters: Mapping[str, str]
+    max_tensor_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """What an encoder may know besides the tensors.
+
+    Attributes:
+        final_newline: whether line formats end with a newline.
+    """
+
+    final_newline: bool = True
+
+
+class Codec(Protocol):
+    """One wire format. Implemented by a module, not a class."""
+
+    def decode(self, body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
+        """Read a request body into the inputs of the model.
+
+        Raises:
+            InvalidPayload: the body does not parse or does not fit; the message names the place.
+            UnsupportedMediaType: a media type parameter asks for something this codec does not do.
+        """
+        ...
+
+    def encode(self, tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
+        """Write the outputs of the model into a response body.
+
+        Args:
+            tensors: every output of the signature by name; arrays share axis 0 when the model is batched.
+            signature: of the model that made them.
+            options: see ``EncodeOptions``.
+
+        Raises:
+            NotAcceptable: this format cannot carry these outputs.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CodecEntry:
+    """One row of the table.
+
+    Attributes:
+        media_type: the canonical name, used in answers.
+        module: import path of the codec.
+        aliases: other names for the same format.
+        inline_bytes: bodies up to this size are decoded and encoded on the event loop: about a millisecond's work.
+            Larger ones go to a thread so that pings are not kept waiting.
+    """
+
+    media_type: str
+    module: str
+    aliases: tuple[str, ...] = ()
+    inline_bytes: int = 64 * 1024
+
+    def load(self) -> Codec:
+        """Import the codec."""
+        return cast(Codec, importlib.import_module(self.module))
+
+
+CODECS: tuple[CodecEntry, ...] = (
+    CodecEntry("application/json", "byoc_server.codecs.json"),
+    CodecEntry(
+        "application/jsonlines", "byoc_server.codecs.jsonlines", ("application/x-jsonlines", "application/x-ndjson")
+    ),
+    CodecEntry("text/csv", "byoc_server.codecs.csv"),
+    CodecEntry("application/x-npy", "byoc_server.codecs.npy", inline_bytes=1024 * 1024),
+)
+"""All formats. The order breaks the last ties of negotiation."""
+
+
+@cache
+def codecs_by_media_type() -> Mapping[str, CodecEntry]:
+    """Every canonical name and alias, in lower case -> its row."""
+    return {name: entry for entry in CODECS for name in (entry.media_type, *entry.aliases)}
+
+
+def accepted_media_types(entries: Sequence[CodecEntry] = CODECS) -> list[str]:
+    """The canonical names, for error bodies and documentation."""
+    return [entry.media_type for entry in entries]

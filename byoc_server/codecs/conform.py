@@ -1,0 +1,324 @@
+"""From loose values to arrays that fit an input exactly, or an error that names the place.
+
+Text formats hand over nested lists and scalars, binary ones arrays of some other dtype. Two steps, so that a good
+body costs little and a bad one gets a good message:
+
+1. let NumPy build the array and convert it if no value can change its meaning by that;
+2. only where that fails, walk the values one by one: either the walk finds the culprit, or it was a value NumPy does
+   not take at once (``null`` for a missing float, ``"NaN"``), and the walk builds the array.
+
+What may convert: integers to floats; floats to integers only if integral; booleans to 0 and 1; ``null``, ``"NaN"``,
+``"Infinity"`` and ``"-Infinity"`` to floats. Never a text to a number otherwise, never a number to a string, and never
+a value beyond the range of the input's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from byoc_server.errors import InvalidPayload
+from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
+
+Label = Callable[[int], str]
+"""Record number -> how an error message calls that record, e.g. ``instances[3]`` or ``line 4``."""
+
+_FLOAT_WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+_SHOWN_CHARACTERS = 40
+
+
+def records_to_array(
+    values: Sequence[object], spec: TensorSpec, record_shape: tuple[int | None, ...], label: Label
+) -> Array:
+    """Stack record values into one array.
+
+    Args:
+        values: one value per record: nested lists of ``record_shape``, or a scalar for shape ``()`` or ``(1,)``.
+        spec: the input they are for.
+        record_shape: shape of one record; a ``None`` axis takes any length, the same for all records.
+        label: names a record in error messages.
+
+    Returns:
+        Array of ``spec.dtype``, shape (N, *record_shape), C-contiguous.
+
+    Raises:
+        InvalidPayload: wrong nesting, length, type or range; no records at all.
+    """
+    if not values:
+        raise InvalidPayload(f"no records for input {spec.name!r}", expected="at least one record", got="none")
+    try:
+        array = convert(np.array(values, dtype=STRING if spec.dtype == STRING else None), spec.dtype)
+    except (ValueError, OverflowError, RecursionError):  # ragged, too deep, or beyond what NumPy builds
+        array = None
+    if array is not None:
+        if record_shape == (1,) and array.ndim == 1:
+            return array.reshape(-1, 1)
+        if fits(array.shape[1:], record_shape):
+            return array
+    return _walk_records(values, spec, record_shape, label)
+
+
+def convert(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
+    """Convert to ``dtype`` where every value keeps its meaning; ``None`` where one would not.
+
+    Byte order and memory layout are made native and C-contiguous on the way.
+    """
+    kind = array.dtype.kind
+    if dtype == STRING:
+        if kind == "U":
+            array, kind = array.astype(object), "O"
+        return array if kind == "O" and all(type(item) is str for item in array.flat) else None
+    if dtype.kind == "f":
+        if kind not in "fiub":
+            return None
+        try:
+            with np.errstate(over="raise"):
+                return np.ascontiguousarray(array, dtype=dtype) if array.ndim else array.astype(dtype)
+        except FloatingPointError:
+            return None
+    if dtype.kind == "b":
+        keeps = kind == "b" or (kind in "iu" and bool(((array == 0) | (array == 1)).all()))
+    else:
+        keeps = kind == "b" or (kind in "iuf" and _fits_integer(array, dtype))
+    return np.array(array, dtype=dtype, order="C") if keeps else None
+
+
+def _fits_integer(array: Array, dtype: np.dtype[np.generic]) -> bool:
+    if array.size == 0 or (array.dtype == dtype):
+        return True
+    numbers = cast(Any, array)
+    info = np.iinfo(cast(Any, dtype))
+    low, high = numbers.min(), numbers.max()
+    if array.dtype.kind == "f":
+        # A float holds integers exactly only up to 2^53; beyond that the sender's number is already another one.
+        exact = min(info.max, 2**53)
+        return bool(np.isfinite(low) and np.isfinite(high)) and bool(
+            low >= max(info.min, -exact) and high <= exact and (numbers == np.floor(numbers)).all()
+        )
+    return int(low) >= info.min and int(high) <= info.max
+
+
+def fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    """Whether ``shape`` is an instance of ``expected``, in which ``None`` stands for any length."""
+    return shape == expected or (
+        len(shape) == len(expected) and all(e is None or e == s for s, e in zip(shape, expected, strict=True))
+    )
+
+
+def one_or_many(value: object, record_shape: tuple[int | None, ...], root: str) -> tuple[Sequence[object], Label]:
+    """Tell whether ``value`` is one record or a list of records, by its depth.
+
+    Returns:
+        The records, and the label that names them below ``root``.
+    """
+    depth = _depth(value, len(record_shape) + 1)
+    rank = len(record_shape) - (record_shape == (1,))  # [1, 2] are two records of a one-column input
+    if isinstance(value, list) and depth > rank:
+        return value, lambda i: f"{root}[{i}]"
+    return [value], lambda i: root
+
+
+def _depth(value: object, most: int) -> int:
+    depth = 0
+    while isinstance(value, list) and depth < most:
+        depth += 1
+        value = value[0] if value else None
+    return depth
+
+
+def conform_array(array: Array, spec: TensorSpec, signature: Signature, field: str) -> Array:
+    """Fit an array that came with a dtype and shape of its own to an input.
+
+    Args:
+        array: any dtype and byte order; with or without the record axis if the model is batched.
+        spec: the input it is for.
+        signature: of the model.
+        field: how error messages call it.
+
+    Raises:
+        InvalidPayload: a dtype that does not convert, or a shape that does not fit.
+    """
+    converted = convert(array, spec.dtype)
+    if converted is None:
+        raise InvalidPayload(
+            f"{field}: dtype {array.dtype.name} does not convert to {spec.dtype_name} without changing values",
+            field=field,
+            expected=spec.dtype_name,
+            got=array.dtype.name,
+        )
+    record_shape = signature.record_shapes[spec.name]
+    if not signature.batched:
+        if fits(converted.shape, record_shape):
+            return converted
+    elif fits(converted.shape[1:], record_shape) and converted.ndim > 0:
+        if len(converted):
+            return converted
+        raise InvalidPayload(f"{field}: no records", field=field, expected="at least one record", got="none")
+    elif fits(converted.shape, record_shape):
+        return converted[np.newaxis]
+    elif record_shape == (1,) and converted.ndim == 1 and len(converted):
+        return converted.reshape(-1, 1)
+    expected = shape_text(spec.shape)
+    raise InvalidPayload(
+        f"{field}: expected shape {expected}, got {shape_text(array.shape)}",
+        field=field,
+        expected=expected,
+        got=shape_text(array.shape),
+    )
+
+
+def require_equal_rows(tensors: Tensors, signature: Signature) -> Tensors:
+    """Return ``tensors`` if all have the same number of records.
+
+    Raises:
+        InvalidPayload: naming two inputs that differ.
+    """
+    if signature.batched and len(tensors) > 1:
+        counts = {name: len(array) for name, array in tensors.items()}
+        (first, rows), *others = counts.items()
+        for name, count in others:
+            if count != rows:
+                raise InvalidPayload(
+                    f"input {first!r} has {rows} records but input {name!r} has {count}",
+                    field=name,
+                    expected=f"{rows} records",
+                    got=f"{count} records",
+                )
+    return tensors
+
+
+def require_inputs(names: Sequence[str], signature: Signature, field: str) -> None:
+    """Check that ``names`` are just the inputs of the model.
+
+    Raises:
+        InvalidPayload: listing what is missing, what is unknown, and the inputs there are.
+    """
+    known = signature.input_by_name
+    missing = [name for name in known if name not in names]
+    unknown = [name for name in names if name not in known]
+    if not missing and not unknown:
+        return
+    faults = []
+    if missing:
+        faults.append(f"missing {', '.join(map(repr, missing))}")
+    if unknown:
+        faults.append(f"unknown {', '.join(shown(name) for name in unknown[:5])}")
+    expected = ", ".join(spec.describe() for spec in signature.inputs)
+    prefix = f"{field}: " if field else ""
+    raise InvalidPayload(
+        f"{prefix}{'; '.join(faults)}; the model's inputs are {expected}",
+        field=field or None,
+        expected=expected,
+        got=", ".join(shown(name) for name in names[:20]) or "nothing",
+    )
+
+
+def shape_text(shape: tuple[int | None, ...]) -> str:
+    """``(None, 4)`` as ``[?, 4]``."""
+    return f"[{', '.join('?' if d is None else str(d) for d in shape)}]"
+
+
+def shown(value: object) -> str:
+    """A value as an error message may show it: short, and a container only by its kind."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+# The slow walk: explains what is wrong, or builds what NumPy would not.
+
+
+def _walk_records(
+    values: Sequence[object], spec: TensorSpec, record_shape: tuple[int | None, ...], label: Label
+) -> Array:
+    dims: list[int | None] = list(record_shape)
+    leaves: list[object] = []
+    for number, value in enumerate(values):
+        if record_shape == (1,) and not isinstance(value, list):
+            value = [value]
+        _walk(value, 0, dims, spec, label(number), leaves)
+    shape = (len(values), *(d or 0 for d in dims))
+    array = np.empty(len(leaves), dtype=spec.dtype)
+    array[:] = leaves
+    return array.reshape(shape)
+
+
+def _walk(value: object, axis: int, dims: list[int | None], spec: TensorSpec, path: str, leaves: list[object]) -> None:
+    """Append the leaves of ``value`` in order; learn the length of open axes from the first record."""
+    if axis == len(dims):
+        leaves.append(checked_leaf(value, spec, path))
+        return
+    expected = dims[axis]
+    if not isinstance(value, list):
+        wanted = f"a list of {expected}" if expected is not None else "a list"
+        raise _mismatch(spec, path, f"{wanted} {_noun(spec, axis, dims)}", shown(value))
+    if expected is None:
+        dims[axis] = len(value)
+    elif len(value) != expected:
+        raise _mismatch(spec, path, f"{expected} {_noun(spec, axis, dims)}", str(len(value)))
+    for index, item in enumerate(value):
+        _walk(item, axis + 1, dims, spec, f"{path}[{index}]", leaves)
+
+
+def _noun(spec: TensorSpec, axis: int, dims: Sequence[int | None]) -> str:
+    if axis + 1 < len(dims):
+        return "lists"
+    return "strings" if spec.dtype == STRING else "values"
+
+
+def _mismatch(spec: TensorSpec, path: str, expected: str, got: str) -> InvalidPayload:
+    return InvalidPayload(
+        f"{path}: expected {expected} for input {spec.name!r}, got {got}", field=path, expected=expected, got=got
+    )
+
+
+def checked_leaf(value: object, spec: TensorSpec, path: str) -> object:
+    """Return one value as the input's dtype takes it.
+
+    Raises:
+        InvalidPayload: wrong type, or beyond the range of the dtype.
+    """
+    kind = spec.dtype.kind
+    if spec.dtype == STRING:
+        if isinstance(value, str):
+            return value
+        raise _mismatch(spec, path, "a string", shown(value))
+    if kind == "f":
+        return _float_leaf(value, spec, path)
+    if kind == "b":
+        if value in (True, False, 0, 1) and not isinstance(value, str):
+            return bool(value)
+        raise _mismatch(spec, path, "true or false", shown(value))
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        value = int(value)
+    info = np.iinfo(cast(Any, spec.dtype))
+    if isinstance(value, int) and info.min <= value <= info.max:
+        return value
+    raise _mismatch(spec, path, f"a whole number from {info.min} to {info.max}", shown(value))
+
+
+def _float_leaf(value: object, spec: TensorSpec, path: str) -> float:
+    if value is None:
+        return float("nan")
+    if isinstance(value, str) and value in _FLOAT_WORDS:
+        return _FLOAT_WORDS[value]
+    if not isinstance(value, int | float):
+        raise _mismatch(spec, path, f"a number ({spec.dtype_name})", shown(value))
+    try:
+        number = float(value)
+    except OverflowError:
+        number = float("inf")
+    # An infinity in a list of numbers is the sender's; one that appears by conversion is an overflow.
+    largest = float(np.finfo(cast(Any, spec.dtype)).max)
+    if abs(number) > largest and value not in (float("inf"), float("-inf")):
+        raise _mismatch(spec, path, f"a number within the range of {spec.dtype_name}", shown(value))
+    return number

@@ -1,0 +1,193 @@
+"""The record forms that JSON and JSON Lines share.
+
+A record of a model with one input is the value itself, or an object around it; of a model with several inputs an
+object with one key per input. The object forms are those of SageMaker's common data formats for inference
+(Developer Guide, "Common data formats for inference", 2023):
+
+* ``{"features": VALUE}``
+* ``{"data": {"features": {"values": VALUE}}}``
+* sparse, wherever a VALUE may stand: ``{"keys": [...], "shape": [...], "values": [...]}``
+* by input name: ``{NAME: VALUE, ...}``
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from byoc_server.codecs.base import DecodeOptions
+from byoc_server.codecs.conform import (
+    Label,
+    fits,
+    records_to_array,
+    require_equal_rows,
+    require_inputs,
+    shape_text,
+    shown,
+)
+from byoc_server.errors import InvalidPayload
+from byoc_server.types import Signature, Tensors, TensorSpec
+
+
+def tensors_from_records(
+    records: Sequence[object], signature: Signature, options: DecodeOptions, label: Label
+) -> Tensors:
+    """Turn a list of records, in any mixture of the forms, into tensors.
+
+    Raises:
+        InvalidPayload: naming the record by ``label``.
+    """
+    columns: dict[str, list[object]] = {spec.name: [] for spec in signature.inputs}
+    for number, record in enumerate(records):
+        for name, value in _values_by_input(record, signature, label(number)).items():
+            columns[name].append(value)
+    return tensors_from_columns(columns, signature, options, {name: label for name in columns})
+
+
+def tensors_from_columns(
+    columns: Mapping[str, Sequence[object]], signature: Signature, options: DecodeOptions, labels: Mapping[str, Label]
+) -> Tensors:
+    """Turn record values by input name into tensors.
+
+    Args:
+        columns: for every input of the model the list of its record values.
+        signature: of the model. Without a batch axis each list has one value, of the whole graph shape.
+        options: limits.
+        labels: input name -> how its records are called.
+    """
+    budget = _DenseBudget(options.max_tensor_bytes)
+    tensors: Tensors = {}
+    for spec in signature.inputs:
+        label, shape = labels[spec.name], signature.record_shapes[spec.name]
+        values = [_plain_value(v, spec, shape, label, i, budget) for i, v in enumerate(columns[spec.name])]
+        array = records_to_array(values, spec, shape, label)
+        if not signature.batched and len(array) != 1:
+            raise InvalidPayload(
+                f"the model takes one record per request, got {len(array)}", expected="1 record", got=str(len(array))
+            )
+        tensors[spec.name] = array if signature.batched else array[0]
+    return require_equal_rows(tensors, signature)
+
+
+def _values_by_input(record: object, signature: Signature, where: str) -> Mapping[str, object]:
+    sole = signature.sole_input
+    if isinstance(record, dict):
+        names = signature.input_by_name
+        if all(name in record for name in names):
+            require_inputs(list(record), signature, where)
+            return record
+        if sole is not None:
+            if _is_value_object(record):
+                return {sole.name: record}
+            features = _features(record, where)
+            if features is not None:
+                return {sole.name: features}
+        require_inputs(list(record), signature, where)
+    if sole is None:
+        expected = "an object with the keys " + ", ".join(repr(spec.name) for spec in signature.inputs)
+        raise InvalidPayload(
+            f"{where}: the model has several inputs: expected {expected}, got {shown(record)}",
+            field=where,
+            expected=expected,
+            got=shown(record),
+        )
+    return {sole.name: record}
+
+
+def _features(record: Mapping[str, object], where: str) -> object | None:
+    """The VALUE of ``{"features": ...}`` or ``{"data": {"features": ...}}``, or ``None`` if it is neither."""
+    if "features" in record:
+        return record["features"]
+    data = record.get("data")
+    if isinstance(data, dict):
+        if "features" in data:
+            return cast(object, data["features"])
+        raise InvalidPayload(
+            f"{where}.data: expected the key 'features'", field=f"{where}.data", expected="features", got=shown(data)
+        )
+    return None
+
+
+def _is_value_object(value: Mapping[str, object]) -> bool:
+    return "values" in value and set(value) <= {"values", "keys", "shape"}
+
+
+class _DenseBudget:
+    """Counts the bytes that sparse records grow to, so that a few bytes cannot ask for gigabytes."""
+
+    def __init__(self, limit_bytes: int | None) -> None:
+        self.left = limit_bytes
+
+    def take(self, size: int, where: str) -> None:
+        if self.left is None:
+            return
+        self.left -= size
+        if self.left < 0:
+            raise InvalidPayload(f"{where}: the sparse records of this request are too large when dense", field=where)
+
+
+def _plain_value(
+    value: object, spec: TensorSpec, shape: tuple[int | None, ...], label: Label, number: int, budget: _DenseBudget
+) -> object:
+    """Resolve ``{"values": ...}`` and the sparse form to a plain nested value."""
+    if not isinstance(value, dict):
+        return value
+    where = label(number)
+    if not _is_value_object(value):
+        raise InvalidPayload(
+            f"{where}: expected a value for input {spec.name!r}, got an object with the keys "
+            + ", ".join(shown(key) for key in list(value)[:5]),
+            field=where,
+            expected="a list, a number, or an object with 'values' (sparse: also 'keys' and 'shape')",
+            got="an object",
+        )
+    if "keys" not in value and "shape" not in value:
+        return value["values"]
+    return _dense(value, spec, shape, where, budget)
+
+
+def _dense(
+    value: Mapping[str, Any], spec: TensorSpec, record_shape: tuple[int | None, ...], where: str, budget: _DenseBudget
+) -> list[object]:
+    keys, values, shape = value.get("keys"), value["values"], value.get("shape")
+    if not isinstance(keys, list) or not isinstance(values, list) or len(keys) != len(values):
+        raise InvalidPayload(
+            f"{where}: a sparse record needs 'keys' and 'values' of the same length",
+            field=where,
+            expected="as many keys as values",
+            got=f"{shown(keys)} and {shown(values)}",
+        )
+    if shape is None:
+        shape = list(record_shape)
+    if not isinstance(shape, list) or not all(type(d) is int and d >= 0 for d in shape):
+        raise InvalidPayload(
+            f"{where}.shape: expected a list of lengths", field=f"{where}.shape", expected="a list", got=shown(shape)
+        )
+    if not fits(tuple(shape), record_shape):
+        raise InvalidPayload(
+            f"{where}.shape: expected {shape_text(record_shape)} for input {spec.name!r}, got {shape_text(tuple(shape))}",
+            field=f"{where}.shape",
+            expected=shape_text(record_shape),
+            got=shape_text(tuple(shape)),
+        )
+    size = math.prod(shape)
+    # The dense record passes through a Python list: a pointer an element, before it becomes an array.
+    budget.take(size * max(8, spec.dtype.itemsize), where)
+    flat: list[object] = ["" if spec.dtype.kind == "O" else 0] * size
+    for key, item in zip(keys, values, strict=True):
+        if type(key) is not int or not 0 <= key < size:
+            raise InvalidPayload(
+                f"{where}.keys: expected whole numbers from 0 to {size - 1}, got {shown(key)}",
+                field=f"{where}.keys",
+                expected=f"0 to {size - 1}",
+                got=shown(key),
+            )
+        flat[key] = item
+    if len(shape) == 1:
+        return flat
+    nested = np.empty(size, dtype=object)
+    nested[:] = flat
+    return cast(list[object], nested.reshape(shape).tolist())

@@ -1,0 +1,270 @@
+"""Every setting of the server, each defined once.
+
+A field of ``Settings`` carries its unit (in the name), range, help and SageMaker aliases. The command line flag, the
+``BYOC_*`` variable, ``byoc serve --help`` and ``docs/settings.md`` are all made from that one definition.
+
+A value comes from, strongest first: a flag, a variable that the *platform* sets for this very container (such as
+``SAGEMAKER_BIND_TO_PORT``), a ``BYOC_*`` variable, another ``SAGEMAKER_*`` variable, the default. Unknown
+``SAGEMAKER_*`` variables are ignored (new ones appear without notice); unknown ``BYOC_*`` variables are refused,
+because a misspelt setting that is silently ignored is found out in production.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from byoc_server.errors import SettingsError
+
+PREFIX = "BYOC_"
+MIB = 1024 * 1024
+
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _text(raw: str) -> str:
+    return raw
+
+
+def _boolean(raw: str) -> bool:
+    try:
+        return _BOOLEANS[raw.lower()]
+    except KeyError:
+        raise ValueError("expected true or false") from None
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(raw: str) -> int:
+        expected = f"expected a whole number from {low} to {high}"
+        try:
+            value = int(raw)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not low <= value <= high:
+            raise ValueError(expected)
+        return value
+
+    return parse
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        expected = f"expected a number from {low:g} to {high:g}"
+        try:
+            value = float(raw)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not low <= value <= high:  # also refuses NaN
+            raise ValueError(expected)
+        return value
+
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if raw.lower() not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return raw.lower()
+
+    return parse
+
+
+def _log_level(raw: str) -> str:
+    """Take a name, or Python's numeric level as SageMaker's SDK sends it (20 = info)."""
+    name = logging.getLevelName(int(raw)).lower() if raw.isdigit() else raw.lower()
+    return _one_of(*_LOG_LEVELS)({"critical": "error", "notset": "debug"}.get(name, name))
+
+
+def _setting(
+    default: Any,
+    parse: Callable[[str], Any],
+    help: str,
+    *,
+    sagemaker: Sequence[str] = (),
+    platform: Sequence[str] = (),
+) -> Any:
+    """Define one setting.
+
+    Args:
+        default: used when no source names a value.
+        parse: text to value; raises ``ValueError`` with what was expected.
+        help: one line, for ``--help`` and the reference page.
+        sagemaker: SageMaker's conventional variables for the same thing, weaker than ``BYOC_*``.
+        platform: variables that the platform sets itself, stronger than ``BYOC_*``.
+    """
+    return field(
+        default=default,
+        metadata={"parse": parse, "help": help, "sagemaker": tuple(sagemaker), "platform": tuple(platform)},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of one server. Zero means "chosen by the server" where the help says ``0 = auto``."""
+
+    model: str = _setting(
+        "", _text, "ONNX file, or folder with one; empty: /opt/ml/model if it holds anything, else the demo model"
+    )
+    host: str = _setting("0.0.0.0", _text, "address to listen on")
+    port: int = _setting(8080, _integer(0, 65535), "port to listen on; 0 = any", platform=["SAGEMAKER_BIND_TO_PORT"])
+    workers: int = _setting(
+        1,
+        _integer(1, 256),
+        "server processes, each with its own copy of the model; more than one is supervised by gunicorn",
+        sagemaker=["SAGEMAKER_MODEL_SERVER_WORKERS"],
+    )
+    threads: int = _setting(
+        0, _integer(0, 1024), "threads of one inference; 0 = auto: usable CPU cores divided by workers"
+    )
+    max_batch_size: int = _setting(
+        0, _integer(0, 65536), "most records in one batch; 0 = auto: the size with the best throughput at warm-up"
+    )
+    request_timeout_s: float = _setting(
+        60.0,
+        _number(0.1, 3600),
+        "seconds a request may take, from its first byte to its answer",
+        sagemaker=["SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", "SAGEMAKER_MODEL_SERVER_TIMEOUT"],
+    )
+    max_payload_mib: int = _setting(
+        25,
+        _integer(0, 102400),
+        "largest request body in MiB; 0 = no limit",
+        platform=["SAGEMAKER_MAX_PAYLOAD_IN_MB"],
+    )
+    max_queue_rows: int = _setting(65536, _integer(1, 2**31), "records that may wait for the model; more get 503")
+    max_queue_mib: int = _setting(
+        512, _integer(1, 1048576), "MiB of bodies and tensors that may be held for waiting requests; more get 503"
+    )
+    default_content_type: str = _setting("application/json", _text, "media type of a request without Content-Type")
+    default_accept: str = _setting(
+        "application/json",
+        _text,
+        "media type of the answer when Accept is missing or */*",
+        sagemaker=["SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"],
+    )
+    final_newline: bool = _setting(
+        True, _boolean, "end CSV and JSON Lines answers with a newline, so that joined answers stay apart"
+    )
+    echo_custom_attributes: bool = _setting(
+        True, _boolean, "copy X-Amzn-SageMaker-Custom-Attributes from the request to the answer"
+    )
+    keep_alive_s: int = _setting(65, _integer(1, 3600), "seconds an idle connection is kept open")
+    drain_timeout_s: float = _setting(
+        20.0, _number(0, 600), "seconds that requests in flight get to finish after SIGTERM (SageMaker kills at 30)"
+    )
+    log_level: str = _setting(
+        "info",
+        _log_level,
+        f"least severe line to log: {', '.join(_LOG_LEVELS)}",
+        sagemaker=["SAGEMAKER_CONTAINER_LOG_LEVEL"],
+    )
+    log_format: str = _setting(
+        "auto", _one_of("auto", "json", "text"), "auto, json or text; auto = text on a terminal, else JSON lines"
+    )
+    request_log: str = _setting(
+        "all", _one_of("all", "errors", "off"), "which invocations get a log line: all, errors or off; pings never do"
+    )
+
+    @property
+    def max_payload_bytes(self) -> int | None:
+        """Largest request body in bytes; ``None`` when unlimited."""
+        return self.max_payload_mib * MIB or None
+
+
+@dataclass(frozen=True, slots=True)
+class SettingSpec:
+    """What the command line and the reference page need to know about one setting."""
+
+    name: str
+    default: Any
+    parse: Callable[[str], Any]
+    help: str
+    sagemaker: tuple[str, ...]
+    platform: tuple[str, ...]
+
+    @property
+    def flag(self) -> str:
+        """Command line flag, e.g. ``--max-batch-size``."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Environment variable, e.g. ``BYOC_MAX_BATCH_SIZE``."""
+        return PREFIX + self.name.upper()
+
+
+def _spec(f: Field[Any]) -> SettingSpec:
+    m = f.metadata
+    return SettingSpec(f.name, f.default, m["parse"], m["help"], m["sagemaker"], m["platform"])
+
+
+SETTINGS: tuple[SettingSpec, ...] = tuple(_spec(f) for f in fields(Settings))
+"""All settings in the order of the reference page."""
+
+
+def parse_value(spec: SettingSpec, raw: str, source: str) -> Any:
+    """Parse ``raw``, which came from ``source`` (a flag or a variable).
+
+    Raises:
+        SettingsError: naming the source, the value and what was expected.
+    """
+    try:
+        return spec.parse(raw.strip())
+    except ValueError as error:
+        raise SettingsError(f"{source}={raw}: {error}") from None
+
+
+def load_settings(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
+    """Build ``Settings`` from parsed flags (setting name -> text) and the environment.
+
+    An empty variable counts as not set, because container platforms cannot always remove one.
+
+    Raises:
+        SettingsError: an unknown ``BYOC_*`` variable, or a value that does not parse or is out of range.
+    """
+    _refuse_unknown(environ)
+    values = {}
+    for spec in SETTINGS:
+        if spec.name in flags:
+            values[spec.name] = parse_value(spec, flags[spec.name], spec.flag)
+            continue
+        for variable in (*spec.platform, spec.variable, *spec.sagemaker):
+            if environ.get(variable, "").strip():
+                values[spec.name] = parse_value(spec, environ[variable], variable)
+                break
+    return Settings(**values)
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    known = [spec.variable for spec in SETTINGS]
+    for variable in sorted(environ):
+        if variable.startswith(PREFIX) and variable not in known:
+            near = difflib.get_close_matches(variable, known, n=1)
+            advice = f"did you mean {near[0]}?" if near else "run `byoc settings` to see all"
+            raise SettingsError(f"{variable} is not a setting; {advice}")
+
+
+def reference_page() -> str:
+    """The settings as a Markdown page: the text of ``docs/settings.md``."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `byoc settings`; do not edit. A flag wins over a variable, a variable over the default.",
+        "A variable marked *platform* is set by SageMaker itself and wins over `BYOC_*`; the other `SAGEMAKER_*` names",
+        "are conventions of its SDK and images and are weaker than `BYOC_*`. Unknown `BYOC_*` variables are refused.",
+        "",
+        "| flag | variable | default | meaning | also read from |",
+        "|---|---|---|---|---|",
+    ]
+    for spec in SETTINGS:
+        default = str(spec.default).lower() if isinstance(spec.default, bool) else str(spec.default)
+        also = [f"`{name}` (*platform*)" for name in spec.platform] + [f"`{name}`" for name in spec.sagemaker]
+        lines.append(
+            f"| `{spec.flag}` | `{spec.variable}` | {f'`{default}`' if default else ''} | {spec.help} | {', '.join(also)} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,168 @@
+"""What stands between HTTP and the device: one small interface, so that HTTP does not know where the model runs."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from byoc_server.batching.batcher import Batcher, Cancel
+from byoc_server.batching.policy import QueueLimits, Reply
+from byoc_server.errors import ModelLoadError, NotReady, StartupError
+from byoc_server.models.model import Model
+from byoc_server.types import Signature, Tensors
+
+logger = logging.getLogger(__name__)
+
+
+class ModelState(enum.Enum):
+    """Where a model is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """State of the model, and in words why it is not ready."""
+
+    state: ModelState
+    reason: str = ""
+
+
+class InferenceClient(Protocol):
+    """Runs inferences. All methods are called on the event loop thread and return at once."""
+
+    @property
+    def status(self) -> ModelStatus:
+        """State of the model."""
+        ...
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs of the model.
+
+        Raises:
+            NotReady: it is not loaded.
+        """
+        ...
+
+    def infer(self, tensors: Tensors, reply: Reply, deadline_s: float) -> Cancel:
+        """Run one request.
+
+        Args:
+            tensors: inputs that fit the signature.
+            reply: called once on the event loop with the outputs or the error, unless cancelled before.
+            deadline_s: in seconds of the monotonic clock.
+
+        Raises:
+            NotReady: the model is not loaded.
+            Overloaded: refused at once.
+        """
+        ...
+
+
+class LocalClient:
+    """The model in this very process. See ``InferenceClient``.
+
+    Args:
+        load: loads the model; called on a thread of its own.
+        limits: of the queue; its ``max_batch_size`` comes from the model.
+        on_failure: told on the event loop when loading fails.
+        on_ready: told on the event loop when the model is ready.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Model],
+        max_queue_rows: int,
+        max_queue_bytes: int,
+        on_failure: Callable[[StartupError], None],
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._load = load
+        self._max_queue_rows = max_queue_rows
+        self._max_queue_bytes = max_queue_bytes
+        self._on_failure = on_failure
+        self._on_ready = on_ready
+        self._status = ModelStatus(ModelState.LOADING, "the model is loading")
+        self._model: Model | None = None
+        self._batcher: Batcher | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._settled = asyncio.Event()
+
+    @property
+    def status(self) -> ModelStatus:
+        """State of the model."""
+        return self._status
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs of the model. Raises ``NotReady``."""
+        if self._model is None:
+            raise NotReady(self._status.reason)
+        return self._model.signature
+
+    def infer(self, tensors: Tensors, reply: Reply, deadline_s: float) -> Cancel:
+        """Run one request. See ``InferenceClient.infer``."""
+        if self._batcher is None:
+            raise NotReady(self._status.reason)
+        return self._batcher.submit(tensors, reply, deadline_s)
+
+    def start(self) -> None:
+        """Begin to load, on a daemon thread: a load that hangs must not keep the process from ending."""
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._load_and_tell, args=(loop,), name="load", daemon=True).start()
+
+    async def settled(self) -> None:
+        """Wait until loading has ended, well or badly."""
+        await self._settled.wait()
+
+    def close(self) -> bool:
+        """End the worker thread and free the model.
+
+        Returns:
+            False if an inference or a load still runs; it cannot be stopped, and whoever ends the process must not
+            wait for it.
+        """
+        idle = self._settled.is_set() and (self._batcher is None or self._batcher.idle)
+        self._executor.shutdown(wait=idle, cancel_futures=True)
+        if idle and self._model is not None:
+            self._model.engine.close()
+        return idle
+
+    def _load_and_tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        outcome: Model | StartupError
+        start_s = time.perf_counter()
+        try:
+            outcome = self._load()
+        except StartupError as error:
+            outcome = error
+        except Exception as error:  # the engine's or a library's own: still one clear line for the operator
+            logger.debug("loading failed", exc_info=True)
+            outcome = ModelLoadError(f"the model cannot be loaded: {type(error).__name__}: {error}")
+        logger.debug("loading took %.3f s", time.perf_counter() - start_s)
+        try:
+            loop.call_soon_threadsafe(self._loaded, outcome)
+        except RuntimeError:
+            logger.debug("the server ended while the model was loading")
+
+    def _loaded(self, outcome: Model | StartupError) -> None:
+        self._settled.set()
+        if isinstance(outcome, StartupError):
+            self._status = ModelStatus(ModelState.FAILED, "the model could not be loaded")
+            self._on_failure(outcome)
+            return
+        self._model = outcome
+        limits = QueueLimits(self._max_queue_rows, self._max_queue_bytes, outcome.max_batch_size)
+        self._batcher = Batcher(outcome.infer, outcome.signature, limits, outcome.profile, self._executor)
+        self._status = ModelStatus(ModelState.READY)
+        logger.info("ready", extra={"event": "ready", **outcome.facts})
+        self._on_ready()

@@ -1,0 +1,1 @@
+"""What the machine, or the part of it this container may use, offers."""

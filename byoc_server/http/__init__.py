@@ -1,0 +1,1 @@
+"""From bytes of a request to bytes of an answer."""

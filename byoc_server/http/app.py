@@ -1,0 +1,101 @@
+"""The composition root of a worker: settings and a model to load become one ASGI application."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response as StarletteResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from byoc_server.config import MIB, Settings
+from byoc_server.core.client import LocalClient
+from byoc_server.errors import NotFound, StartupError
+from byoc_server.http.body import BodyBudget
+from byoc_server.http.inference import InferencePath
+from byoc_server.http.invocations import InvocationsEndpoint, PingEndpoint
+from byoc_server.http.responses import error_response
+from byoc_server.models.model import Model
+from byoc_server.telemetry.logging import resolve_format
+from byoc_server.telemetry.request_log import RequestLog
+
+logger = logging.getLogger(__name__)
+
+_CODEC_THREADS = 2
+
+
+class App:
+    """The ASGI application.
+
+    The hot routes are found in a dictionary, everything else is Starlette's.
+
+    Args:
+        settings: of the server.
+        load: loads the model, on a thread.
+        on_failure: told when loading fails.
+        on_ready: told when the model is ready.
+        all_ready: whether all workers of this server have become ready; pings say 503 until then.
+        ready_first: do not begin to accept before the model has loaded (other workers can answer meanwhile).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Model],
+        on_failure: Callable[[StartupError], None],
+        on_ready: Callable[[], None] = lambda: None,
+        all_ready: Callable[[], bool] = lambda: True,
+        *,
+        ready_first: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._load = load
+        self._on_failure = on_failure
+        self._on_ready = on_ready
+        self._all_ready = all_ready
+        self._ready_first = ready_first
+        self._hot: Mapping[str, ASGIApp] = {}
+        self._rest = Starlette(lifespan=self._lifespan, exception_handlers={404: _not_found})
+        self.clean = True
+        """After shutdown: whether no inference was left running."""
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Dispatch one connection. A plain function that returns a coroutine saves the server one more of them."""
+        if scope["type"] == "http":
+            return self._hot.get(scope["path"], self._rest)(scope, receive, send)
+        return self._rest(scope, receive, send)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        settings = self._settings
+        client = LocalClient(
+            self._load, settings.max_queue_rows, settings.max_queue_mib * MIB, self._on_failure, self._on_ready
+        )
+        executor = ThreadPoolExecutor(_CODEC_THREADS, thread_name_prefix="codec")
+        log_format = resolve_format(settings.log_format)
+        request_log = RequestLog(settings.request_log, log_format, sys.stderr.buffer)
+        path = InferencePath(client, settings, executor, request_log)
+        budget = BodyBudget(settings.max_payload_bytes, settings.max_queue_mib * MIB)
+        self._hot = {
+            "/invocations": InvocationsEndpoint(path, budget, settings.request_timeout_s),
+            "/ping": PingEndpoint(client, self._all_ready),
+        }
+        client.start()
+        if self._ready_first:
+            await client.settled()
+        try:
+            yield
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+            self.clean = client.close()
+            request_log.flush()
+
+
+async def _not_found(request: Request, _: Exception) -> StarletteResponse:
+    response = error_response(NotFound("no such route; there are POST /invocations and GET /ping"))
+    return StarletteResponse(response.body, response.status, media_type="application/json")

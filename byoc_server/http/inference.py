@@ -1,0 +1,268 @@
+"""The one request path: head and body in, reply out. Knows no ASGI and awaits nothing.
+
+::
+
+    submit(head, body, reply) -> negotiate -> decode -> InferenceClient.infer -> encode -> reply(Response)
+
+Whoever owns the connection (today the ASGI endpoint in ``invocations``) calls ``submit`` and gets ``reply`` called
+exactly once on the event loop, unless it cancels before. Bodies too large to decode between two pings, and answers
+too large to encode so, are worked on by a small thread pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from byoc_server.batching.batcher import Cancel
+from byoc_server.codecs.base import DecodeOptions, EncodeOptions
+from byoc_server.config import MIB, Settings
+from byoc_server.core.client import InferenceClient
+from byoc_server.errors import ByocError, InferenceFailed
+from byoc_server.http.negotiation import choose_decoder, choose_encoder
+from byoc_server.http.responses import Header, Response, error_response
+from byoc_server.telemetry.request_log import RequestLog, RequestRecord
+from byoc_server.types import Signature, Tensors
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CUSTOM_ATTRIBUTES = b"x-amzn-sagemaker-custom-attributes"
+INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
+_VISIBLE_ASCII = re.compile(rb"[\x20-\x7e]{0,1024}\Z")
+"""What the API allows in Custom-Attributes (InvokeEndpoint, API of 2017-05-13); nothing else is echoed."""
+_INFERENCE_ID_LENGTH = 64
+_NEGOTIATED_HEADS = 256
+"""How many pairs of Content-Type and Accept are remembered; clients use a handful, an attacker gets no more."""
+
+
+@dataclass(slots=True)
+class Head:
+    """What the request path needs of a request's head.
+
+    Attributes:
+        content_type: the header as sent, ``None`` when missing.
+        accept: all ``Accept`` headers joined by commas, ``None`` when missing.
+        custom_attributes: ``X-Amzn-SageMaker-Custom-Attributes``, ``None`` when missing.
+        inference_id: ``X-Amzn-SageMaker-Inference-Id``, ``None`` when missing.
+        arrived_s: when the head had arrived, monotonic clock.
+    """
+
+    content_type: bytes | None
+    accept: bytes | None
+    custom_attributes: bytes | None
+    inference_id: bytes | None
+    arrived_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Negotiated:
+    """What a pair of Content-Type and Accept comes to."""
+
+    decode: Callable[[bytes, Signature, DecodeOptions], Tensors]
+    decode_options: DecodeOptions
+    decode_inline_bytes: int
+    encode: Callable[[Tensors, Signature, EncodeOptions], bytes]
+    encode_inline_bytes: int
+    content_type: Header
+
+
+class _Request:
+    """One request under way."""
+
+    __slots__ = ("body_bytes", "cancel", "cancelled", "formats", "head", "id", "reply", "rows")
+
+    def __init__(self, head: Head, body_bytes: int, request_id: str, reply: Callable[[Response], None]) -> None:
+        self.head = head
+        self.body_bytes = body_bytes
+        self.id = request_id
+        self.reply = reply
+        self.rows = 0
+        self.formats: _Negotiated | None = None
+        self.cancel: Callable[[], object] | None = None
+        self.cancelled = False
+
+
+class InferencePath:
+    """The request path of one worker.
+
+    Args:
+        client: runs the model.
+        settings: of the server.
+        executor: threads for heavy decoding and encoding.
+        request_log: takes a record a request.
+    """
+
+    def __init__(
+        self, client: InferenceClient, settings: Settings, executor: Executor, request_log: RequestLog
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._executor = executor
+        self._log = request_log
+        self._timeout_s = settings.request_timeout_s
+        self._echo = settings.echo_custom_attributes
+        self._max_tensor_bytes = settings.max_queue_mib * MIB
+        self._encode_options = EncodeOptions(settings.final_newline)
+        self._negotiated: dict[tuple[bytes | None, bytes | None], _Negotiated] = {}
+        self._ids = _IdSource()
+        self._loop = asyncio.get_running_loop()
+
+    def submit(self, head: Head, body: bytes, reply: Callable[[Response], None]) -> Cancel:
+        """Serve one request.
+
+        Args:
+            head: its head.
+            body: its whole body.
+            reply: called once, on the event loop, maybe before this returns.
+
+        Returns:
+            Gives the request up; ``reply`` is not called after that.
+        """
+        request = _Request(head, len(body), self._ids.of(head), reply)
+        try:
+            signature = self._client.signature
+            formats = request.formats = self._negotiate(head)
+            if len(body) > formats.decode_inline_bytes:
+                decode = partial(formats.decode, body, signature, formats.decode_options)
+                self._offload(request, decode, self._infer)
+            else:
+                self._infer(request, formats.decode(body, signature, formats.decode_options))
+        except Exception as error:
+            self._fail(request, error)
+        return partial(self._cancel, request)
+
+    def refuse(self, head: Head, error: ByocError, reply: Callable[[Response], None]) -> None:
+        """Answer a request that never got to the model, e.g. because its body was too large."""
+        self._fail(_Request(head, 0, self._ids.of(head), reply), error)
+
+    def _infer(self, request: _Request, tensors: Tensors) -> None:
+        request.rows = self._client.signature.row_count(tensors)
+        deadline_s = request.head.arrived_s + self._timeout_s
+        request.cancel = self._client.infer(tensors, partial(self._on_outcome, request), deadline_s)
+
+    def _on_outcome(self, request: _Request, outcome: Tensors | ByocError) -> None:
+        try:
+            if isinstance(outcome, ByocError):
+                raise outcome
+            formats = request.formats
+            assert formats is not None
+            if sum([array.nbytes for array in outcome.values()]) > formats.encode_inline_bytes:
+                encode = partial(formats.encode, outcome, self._client.signature, self._encode_options)
+                self._offload(request, encode, self._succeed)
+            else:
+                self._succeed(request, formats.encode(outcome, self._client.signature, self._encode_options))
+        except Exception as error:
+            self._fail(request, error)
+
+    def _succeed(self, request: _Request, body: bytes) -> None:
+        assert request.formats is not None
+        headers = [request.formats.content_type, (b"content-length", b"%d" % len(body))]
+        self._finish(request, Response(200, headers, body), None)
+
+    def _fail(self, request: _Request, error: Exception) -> None:
+        if not isinstance(error, ByocError):
+            failed = InferenceFailed("the request could not be served")
+            failed.__cause__ = error
+            error = failed
+        if error.status == 500:
+            logger.error("request %s failed", request.id, exc_info=error, extra={"event": "error", "id": request.id})
+            response = error_response(error, request_id=request.id)
+        else:
+            response = error_response(error)
+        self._finish(request, response, error)
+
+    def _finish(self, request: _Request, response: Response, error: ByocError | None) -> None:
+        attributes = request.head.custom_attributes
+        if attributes is not None and self._echo and _VISIBLE_ASCII.match(attributes):
+            response.headers.append((CUSTOM_ATTRIBUTES, attributes))
+        if request.cancelled:
+            return
+        request.reply(response)
+        self._log.add(
+            RequestRecord(
+                request.id,
+                response.status,
+                time.monotonic() - request.head.arrived_s,
+                request.rows,
+                request.body_bytes,
+                len(response.body),
+                error,
+            )
+        )
+
+    def _cancel(self, request: _Request) -> None:
+        request.cancelled = True
+        if request.cancel is not None:
+            request.cancel()
+
+    def _offload(self, request: _Request, work: Callable[[], T], then: Callable[[_Request, T], None]) -> None:
+        """Do ``work`` on a thread, and ``then`` go on with its result on the event loop."""
+
+        def resume(future: Future[T]) -> None:
+            if request.cancelled:
+                return
+            try:
+                then(request, future.result())
+            except Exception as error:
+                self._fail(request, error)
+
+        future = self._executor.submit(work)
+        request.cancel = future.cancel
+        future.add_done_callback(lambda done: self._call_on_loop(resume, done))
+
+    def _call_on_loop(self, resume: Callable[[Future[T]], None], future: Future[T]) -> None:
+        if not future.cancelled():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone, and so is the client
+                self._loop.call_soon_threadsafe(resume, future)
+
+    def _negotiate(self, head: Head) -> _Negotiated:
+        key = (head.content_type, head.accept)
+        formats = self._negotiated.get(key)
+        if formats is None:
+            if len(self._negotiated) >= _NEGOTIATED_HEADS:
+                self._negotiated.clear()
+            formats = self._negotiated[key] = self._negotiate_anew(*key)
+        return formats
+
+    def _negotiate_anew(self, content_type: bytes | None, accept: bytes | None) -> _Negotiated:
+        settings = self._settings
+        source, parameters = choose_decoder(_text(content_type), settings.default_content_type)
+        target = choose_encoder(_text(accept), settings.default_accept, source)
+        return _Negotiated(
+            source.load().decode,
+            DecodeOptions(parameters, self._max_tensor_bytes),
+            source.inline_bytes,
+            target.load().encode,
+            target.inline_bytes,
+            (b"content-type", target.media_type.encode()),
+        )
+
+
+class _IdSource:
+    """Request ids: the client's own, else one that no other process of this server gives out."""
+
+    def __init__(self) -> None:
+        self._prefix = f"{os.getpid():x}-{int(time.time()):x}-"
+        self._numbers = itertools.count(1)
+
+    def of(self, head: Head) -> str:
+        """The id of a request; the client's is cut at the length the API allows."""
+        if head.inference_id:
+            return head.inference_id[:_INFERENCE_ID_LENGTH].decode("latin-1")
+        return f"{self._prefix}{next(self._numbers):x}"
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")

@@ -1,0 +1,129 @@
+"""``GET /ping`` and ``POST /invocations`` as plain ASGI endpoints.
+
+They are dispatched before Starlette's router, whose matching alone would cost as much as a small inference
+(docs/decisions/0001-plain-asgi-endpoints.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from starlette.types import Receive, Scope, Send
+
+from byoc_server.core.client import InferenceClient, ModelState
+from byoc_server.errors import BodyTimeout, ByocError, MethodNotAllowed, NotReady
+from byoc_server.http.body import BodyBudget, ClientGoneError, declared_length, discard_body, read_body
+from byoc_server.http.inference import CUSTOM_ATTRIBUTES, INFERENCE_ID, Head, InferencePath
+from byoc_server.http.responses import Header, Response, error_response, send_response
+from byoc_server.http.watch import Exchange, Watch
+
+_PING_METHODS = ("GET", "HEAD", "POST")
+_READY = Response(200, [(b"content-length", b"0")], b"")
+
+
+class PingEndpoint:
+    """200 with an empty body when the model is ready, else 503 with the reason.
+
+    It reads one attribute, so it is as quick while the model computes as when it is idle.
+    """
+
+    def __init__(self, client: InferenceClient, all_ready: Callable[[], bool]) -> None:
+        self._client = client
+        self._all_ready = all_ready
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ping."""
+        status = self._client.status
+        if scope["method"] not in _PING_METHODS:
+            response = error_response(MethodNotAllowed(scope["method"], _PING_METHODS))
+        elif status.state is not ModelState.READY:
+            response = error_response(NotReady(status.reason))
+        elif not self._all_ready():
+            response = error_response(NotReady("other workers are still loading the model"))
+        else:
+            response = _READY
+        await send_response(send, response)
+
+
+class InvocationsEndpoint:
+    """Reads the request off ASGI, hands it to the request path, and writes the answer."""
+
+    def __init__(self, path: InferencePath, budget: BodyBudget, request_timeout_s: float) -> None:
+        self._path = path
+        self._budget = budget
+        self._timeout_s = request_timeout_s
+        self._watch = Watch()
+        self._loop = asyncio.get_running_loop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one invocation."""
+        arrived_s = time.monotonic()
+        head, length_header = _head(scope["headers"], arrived_s)
+        task = asyncio.current_task()
+        assert task is not None
+        exchange = Exchange(task, receive, arrived_s + self._timeout_s)
+        self._watch.add(exchange)
+        try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(scope["method"], ["POST"])
+            body = await read_body(receive, declared_length(length_header), self._budget)
+            answer: asyncio.Future[Response | None] = self._loop.create_future()
+            cancel = self._path.submit(head, body, answer.set_result)
+            del body  # a decoder that copied has no more need of it while the model runs
+
+            def give_up() -> None:
+                cancel()
+                if not answer.done():
+                    answer.set_result(None)
+
+            exchange.on_disconnect = give_up
+            try:
+                response = await answer
+            finally:
+                cancel()
+        except ClientGoneError:
+            return
+        except ByocError as error:
+            await self._refuse(head, error, receive, send)
+            return
+        except asyncio.CancelledError:
+            if not exchange.timed_out:
+                raise
+            task.uncancel()
+            await self._refuse(head, BodyTimeout(_too_slow(self._timeout_s)), receive, send)
+            return
+        finally:
+            self._watch.remove(exchange)
+        if response is not None:
+            await send_response(send, response)
+
+    async def _refuse(self, head: Head, error: ByocError, receive: Receive, send: Send) -> None:
+        """Answer before the body is read, and end the connection once the client has had a chance to see it."""
+        answer: asyncio.Future[Response] = self._loop.create_future()
+        self._path.refuse(head, error, answer.set_result)
+        response = answer.result()
+        headers: list[Header] = [*response.headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        await discard_body(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _too_slow(timeout_s: float) -> str:
+    return f"the body did not arrive within {timeout_s:g} s"
+
+
+def _head(headers: list[Header], arrived_s: float) -> tuple[Head, bytes | None]:
+    """Pick what matters from the header list (names in lower case, as ASGI demands).
+
+    Of repeated headers the last counts, but for ``Accept``, which is a list and joined (RFC 9110, section 5.3).
+    """
+    by_name = dict(headers)
+    get = by_name.get
+    accept = get(b"accept")
+    if len(by_name) < len(headers) and accept is not None:
+        accept = b", ".join([value for name, value in headers if name == b"accept"])
+    head = Head(get(b"content-type"), accept, get(CUSTOM_ATTRIBUTES), get(INFERENCE_ID), arrived_s)
+    return head, get(b"content-length")

@@ -1,0 +1,159 @@
+"""``Content-Type`` and ``Accept`` -> codecs, or 415 and 406. Pure.
+
+Follows RFC 9110 (June 2022), sections 8.3 (media types) and 12.5.1 (Accept): names and parameter names compare
+without case, values may be quoted, the most specific range decides a type's weight, q=0 forbids. Among types of equal
+weight the request's own format wins, then the order of the client, then the order of the codec table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from byoc_server.codecs.base import CODECS, CodecEntry, accepted_media_types, codecs_by_media_type
+from byoc_server.errors import NotAcceptable, UnsupportedMediaType
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_TYPE = re.compile(rf"\s*({_TOKEN})/({_TOKEN})\s*")
+_PARAMETER = re.compile(rf'\s*;\s*(?:({_TOKEN})\s*=\s*(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")\s*)?')
+_QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z")
+_LIST_PART = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
+_SHOWN_CHARACTERS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class MediaType:
+    """A parsed media type or media range.
+
+    Attributes:
+        type: e.g. ``application``, in lower case.
+        subtype: e.g. ``json``, in lower case.
+        parameters: names in lower case, values unquoted.
+    """
+
+    type: str
+    subtype: str
+    parameters: Mapping[str, str]
+
+    @property
+    def essence(self) -> str:
+        """``type/subtype``."""
+        return f"{self.type}/{self.subtype}"
+
+
+def parse_media_type(text: str) -> MediaType | None:
+    """Parse one media type; ``None`` if it is malformed."""
+    match = _TYPE.match(text)
+    if match is None:
+        return None
+    parameters: dict[str, str] = {}
+    position = match.end()
+    while position < len(text):
+        parameter = _PARAMETER.match(text, position)
+        if parameter is None:
+            return None
+        position = parameter.end()
+        name, token, quoted = parameter.groups()
+        if name:
+            parameters.setdefault(name.lower(), token if token is not None else re.sub(r"\\(.)", r"\1", quoted))
+    return MediaType(match[1].lower(), match[2].lower(), parameters)
+
+
+def choose_decoder(content_type: str | None, default: str) -> tuple[CodecEntry, Mapping[str, str]]:
+    """Find the codec for a request body.
+
+    Args:
+        content_type: the header, ``None`` or empty when missing.
+        default: media type to assume then.
+
+    Returns:
+        The codec and the parameters of the media type.
+
+    Raises:
+        UnsupportedMediaType: malformed, or nothing reads it.
+    """
+    text = content_type if content_type and content_type.strip() else default
+    media_type = parse_media_type(text)
+    entry = codecs_by_media_type().get(media_type.essence) if media_type else None
+    if media_type is None or entry is None:
+        accepted = accepted_media_types()
+        raise UnsupportedMediaType(
+            f"Content-Type {_shown(text)} is not supported; use {', '.join(accepted)}", accepted=accepted
+        )
+    return entry, media_type.parameters
+
+
+def choose_encoder(accept: str | None, default: str, request_format: CodecEntry) -> CodecEntry:
+    """Find the codec for the answer.
+
+    Args:
+        accept: all ``Accept`` headers joined by commas; ``None`` or empty when missing.
+        default: the answer's media type when the client does not care: no header, or only ``*/*``.
+        request_format: the codec of the request.
+
+    Raises:
+        NotAcceptable: nothing in the header can be produced.
+    """
+    ranges = _parse_accept(accept) if accept and accept.strip() else [_Range("*", "*", 1.0, 0)]
+    weights = {entry.media_type: _weigh(entry, ranges) for entry in CODECS}
+    best = max(quality for quality, _ in weights.values())
+    if best <= 0:
+        accepted = accepted_media_types()
+        raise NotAcceptable(
+            f"Accept {_shown(accept or '')} cannot be met; available are {', '.join(accepted)}", accepted=accepted
+        )
+    tied = [entry for entry in CODECS if weights[entry.media_type][0] == best]
+    named = [entry for entry in tied if weights[entry.media_type][1].specificity > 0]
+    if not named:
+        default_entry, _ = choose_decoder(default, default)
+        if default_entry in tied:
+            return default_entry
+    candidates = named or tied
+    if request_format in candidates:
+        return request_format
+    return min(candidates, key=lambda entry: weights[entry.media_type][1].position)
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    type: str
+    subtype: str
+    quality: float
+    position: int
+
+    @property
+    def specificity(self) -> int:
+        return (self.type != "*") + (self.subtype != "*")
+
+    def covers(self, name: str) -> bool:
+        kind, _, subtype = name.partition("/")
+        return self.type in ("*", kind) and self.subtype in ("*", subtype)
+
+
+def _parse_accept(accept: str) -> list[_Range]:
+    """Parse the list; a malformed part is passed over, as it can only be a wish for something unknown."""
+    ranges = []
+    for position, part in enumerate(_LIST_PART.findall(accept)):
+        media_type = parse_media_type(part)
+        if media_type is None or (media_type.type == "*" and media_type.subtype != "*"):
+            continue
+        quality = media_type.parameters.get("q", "1")
+        ranges.append(
+            _Range(media_type.type, media_type.subtype, float(quality) if _QUALITY.match(quality) else 0.0, position)
+        )
+    return ranges
+
+
+def _weigh(entry: CodecEntry, ranges: Sequence[_Range]) -> tuple[float, _Range]:
+    """The weight of a format: that of the most specific range that covers one of its names."""
+    none = _Range("*", "*", 0.0, len(ranges))
+    covering = [r for r in ranges if any(r.covers(name) for name in (entry.media_type, *entry.aliases))]
+    if not covering:
+        return 0.0, none
+    chosen = max(covering, key=lambda r: (r.specificity, r.quality, -r.position))
+    return chosen.quality, chosen
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")

@@ -1,0 +1,71 @@
+"""One served model: loaded, warmed up, its costs known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from byoc_server.batching.collate import Infer
+from byoc_server.batching.profile import BatchProfile
+from byoc_server.engines.base import Engine, EngineOptions, engine_for
+from byoc_server.models.signature import find_signature
+from byoc_server.models.warmup import warm_up
+from byoc_server.types import BatchAxis, Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is ready to run.
+
+    Attributes:
+        engine: owns its memory.
+        infer: takes tensors with a record axis (without one where the signature has none).
+        signature: verified by warm-up.
+        profile: cost model.
+        max_batch_size: rows of the largest batch to form.
+        load_s: seconds it took to load and warm up.
+    """
+
+    engine: Engine
+    infer: Infer
+    signature: Signature
+    profile: BatchProfile
+    max_batch_size: int
+    load_s: float
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What the log says when it is ready."""
+        best_s = self.profile.seconds(1)
+        return {
+            **self.engine.facts,
+            "inputs": [spec.describe() for spec in self.signature.inputs],
+            "outputs": [spec.describe() for spec in self.signature.outputs],
+            "batch_axis": self.signature.batch_axis.value,
+            "max_batch_size": self.max_batch_size,
+            "one_record_ms": None if best_s is None else round(best_s * 1000, 3),
+            "rows_per_s": None if self.profile.rows_per_s is None else round(self.profile.rows_per_s),
+            "load_s": round(self.load_s, 3),
+        }
+
+
+def load_model(path: Path, options: EngineOptions, max_batch_size: int) -> Model:
+    """Load and warm up; takes from milliseconds to minutes, so it runs on a thread of its own.
+
+    Args:
+        path: a model file.
+        options: for the engine.
+        max_batch_size: the user's; 0 = the best by measurement.
+
+    Raises:
+        ModelLoadError: the engine cannot load it.
+    """
+    start_s = time.perf_counter()
+    engine = engine_for(path)(path, options)
+    warm = warm_up(engine.infer, find_signature(engine.inputs, engine.outputs), max_batch_size)
+    largest = max_batch_size or warm.profile.best_batch_size
+    if warm.signature.batch_axis is BatchAxis.ABSENT:
+        largest = 1
+    return Model(engine, warm.infer, warm.signature, warm.profile, largest, time.perf_counter() - start_s)

@@ -1,0 +1,69 @@
+"""Finding the model file: a file, or a folder that holds one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from byoc_server.engines.base import ENGINES
+from byoc_server.errors import ModelLoadError
+
+DEMO_MODEL = Path(__file__).parent.parent / "demo" / "iris.onnx"
+_PREFERRED_STEM = "model"
+_LISTED_FILES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where the model to serve lies.
+
+    Attributes:
+        path: the model file.
+        demo: it is the bundled demo model, because nothing else was given.
+    """
+
+    path: Path
+    demo: bool = False
+
+
+def find_model(setting: str, environ: Mapping[str, str]) -> ModelSource:
+    """Find the model to serve.
+
+    Args:
+        setting: path from the settings, or empty: then ``/opt/ml/model`` (SageMaker unpacks the model archive there;
+            ``SAGEMAKER_BASE_DIR`` replaces ``/opt/ml``) if it holds anything, else the demo model.
+        environ: the environment.
+
+    Raises:
+        ModelLoadError: no model there, or several and none called ``model.onnx``.
+    """
+    if setting:
+        path = Path(setting)
+        if path.is_file():
+            if path.suffix.lower() not in ENGINES:
+                raise ModelLoadError(f"{path} is not a model file; expected one ending in {' or '.join(ENGINES)}")
+            return ModelSource(path)
+        if not path.is_dir():
+            raise ModelLoadError(f"there is no model at {path}; name an .onnx file or a folder with --model")
+        return ModelSource(_model_in(path))
+    folder = Path(environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model"
+    if folder.is_dir() and any(folder.iterdir()):
+        return ModelSource(_model_in(folder))
+    return ModelSource(DEMO_MODEL, demo=True)
+
+
+def _model_in(folder: Path) -> Path:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    models = [p for p in files if p.suffix.lower() in ENGINES]
+    if not models:
+        names = ", ".join(str(p.relative_to(folder)) for p in files[:_LISTED_FILES]) or "nothing"
+        raise ModelLoadError(f"there is no .onnx file in {folder}; it holds {names}")
+    shallowest = min(len(p.parts) for p in models)
+    nearest = [p for p in models if len(p.parts) == shallowest]
+    preferred = [p for p in nearest if p.stem == _PREFERRED_STEM]
+    candidates = preferred if len(preferred) == 1 else nearest
+    if len(candidates) > 1:
+        names = ", ".join(str(p.relative_to(folder)) for p in candidates[:_LISTED_FILES])
+        raise ModelLoadError(f"{folder} holds several models ({names}); call one model.onnx, or name it with --model")
+    return candidates[0]

@@ -1,0 +1,1 @@
+"""Processes: how the server starts, is supervised, and ends."""

@@ -1,0 +1,64 @@
+"""From settings to a running server."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from byoc_server.config import Settings
+from byoc_server.errors import SettingsError
+from byoc_server.models.repository import ModelSource, find_model
+from byoc_server.server.listener import listen
+from byoc_server.telemetry.logging import configure, resolve_format
+
+logger = logging.getLogger(__name__)
+
+_SUPERVISORS = {False: "byoc_server.server.uvicorn", True: "byoc_server.server.gunicorn"}
+"""Whether there are several workers -> module with ``run``; gunicorn is not imported for one process."""
+
+
+def serve(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Serve until told to stop.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        StartupError: the server cannot start; the message says what to do.
+    """
+    configure(settings.log_level, resolve_format(settings.log_format))
+    if environ.get("SAGEMAKER_MULTI_MODEL", "").lower() == "true":
+        raise SettingsError("SAGEMAKER_MULTI_MODEL=true: multi-model endpoints are not supported; use Mode=SingleModel")
+    source = find_model(settings.model, environ)
+    listener = listen(settings.host, settings.port)
+    _log_start(settings, source, listener.getsockname()[1])
+    supervisor = importlib.import_module(_SUPERVISORS[settings.workers > 1])
+    code: int = supervisor.run(settings, source.path, listener)
+    return code
+
+
+def _log_start(settings: Settings, source: ModelSource, port: int) -> None:
+    """The start summary: what was read, before anything slow happens."""
+    if source.demo:
+        logger.warning(
+            "no model was given and /opt/ml/model holds none: serving the demo model (iris); name yours with --model",
+            extra={"event": "demo_model"},
+        )
+    logger.info(
+        "starting on port %d",
+        port,
+        extra={
+            "event": "start",
+            "version": importlib.metadata.version("byoc-server"),
+            "python": platform.python_version(),
+            "pid": os.getpid(),
+            "model": str(Path(source.path)),
+            **(asdict(settings) | {"port": port, "model": str(source.path)}),
+        },
+    )

@@ -1,0 +1,112 @@
+"""The values that cross layer borders: tensors and the signature of a model.
+
+A leaf: every other module may import it, it imports only NumPy.
+
+Two shapes are told apart throughout:
+
+* the *graph shape* of a tensor, as the model file declares it, dynamic axes as ``None``;
+* the *record shape*: what one record of a payload has, i.e. the graph shape without the batch axis.
+
+Inside the server a batched model always sees ``Tensors`` whose arrays have a leading record axis N, also when the
+graph has its batch axis fixed to some size; ``BatchAxis`` says how the two are brought together.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+"""An array of any dtype; strings are held as ``object`` arrays of ``str``."""
+
+Tensors = dict[str, Array]
+"""Arrays by tensor name. All arrays of a batched model share the length N of axis 0."""
+
+STRING = np.dtype(object)
+"""The dtype that stands for strings inside the server (ONNX Runtime hands strings over as object arrays)."""
+
+
+class BatchAxis(enum.Enum):
+    """How the first axis of a model's tensors relates to the records of a payload."""
+
+    DYNAMIC = "dynamic"
+    """Axis 0 is the batch and takes any length: records of several requests run as one batch."""
+    FIXED = "fixed"
+    """Axis 0 is the batch, of one fixed size: records run in chunks of that size, the last one padded."""
+    ABSENT = "absent"
+    """There is no batch axis: a request is one run, its arrays have exactly the graph shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, dtype and graph shape of one input or output.
+
+    Attributes:
+        name: as the model file spells it.
+        dtype: NumPy dtype; ``object`` for strings.
+        shape: graph shape, ``None`` for a dynamic axis.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | None, ...]
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype in words a client understands: ``float32``, ``int64``, ``string``."""
+        return "string" if self.dtype == STRING else self.dtype.name
+
+    def describe(self) -> str:
+        """One short phrase for logs and error messages, e.g. ``features: float32[N, 4]``."""
+        return f"{self.name}: {self.dtype_name}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of one model and how its batch axis works.
+
+    Attributes:
+        inputs: at least one, in the order of the graph.
+        outputs: at least one, in the order of the graph.
+        batch_axis: see ``BatchAxis``.
+        batch_size: the fixed length of axis 0 when ``batch_axis`` is ``FIXED``, else ``None``.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch_axis: BatchAxis = BatchAxis.DYNAMIC
+    batch_size: int | None = None
+
+    @cached_property
+    def batched(self) -> bool:
+        """Whether arrays have a leading record axis."""
+        return self.batch_axis is not BatchAxis.ABSENT
+
+    @cached_property
+    def sole_input(self) -> TensorSpec | None:
+        """The input of a model that has just one, else ``None``."""
+        return self.inputs[0] if len(self.inputs) == 1 else None
+
+    @cached_property
+    def input_by_name(self) -> Mapping[str, TensorSpec]:
+        """Inputs by name."""
+        return {spec.name: spec for spec in self.inputs}
+
+    @cached_property
+    def record_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
+        """Input name -> shape of one record: the graph shape, without axis 0 when that is the batch."""
+        return {spec.name: spec.shape[1:] if self.batched else spec.shape for spec in self.inputs}
+
+    @cached_property
+    def record_shape_is_fixed(self) -> bool:
+        """Whether every record of every request has the same shapes, so that any two can share a batch."""
+        return all(None not in shape for shape in self.record_shapes.values())
+
+    def row_count(self, tensors: Tensors) -> int:
+        """Number of records in ``tensors``: the length N of axis 0, or 1 for a model without a batch axis."""
+        return len(next(iter(tensors.values()))) if self.batched else 1
