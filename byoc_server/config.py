@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
@@ -23,10 +24,17 @@ PREFIX = "BYOC_"
 MIB = 1024 * 1024
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_MEDIA_TYPE = re.compile(r"[^\s/;,*]+/[^\s/;,*]+\s*(;.*)?\Z")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def _text(raw: str) -> str:
+    return raw
+
+
+def _media_type(raw: str) -> str:
+    if not _MEDIA_TYPE.match(raw):
+        raise ValueError("expected a media type such as application/json")
     return raw
 
 
@@ -76,7 +84,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 def _log_level(raw: str) -> str:
     """Take a name, or Python's numeric level as SageMaker's SDK sends it (20 = info)."""
-    name = logging.getLevelName(int(raw)).lower() if raw.isdigit() else raw.lower()
+    name = logging.getLevelName(int(raw)).lower() if raw.isdecimal() else raw.lower()
     return _one_of(*_LOG_LEVELS)({"critical": "error", "notset": "debug"}.get(name, name))
 
 
@@ -140,10 +148,12 @@ class Settings:
     max_queue_mib: int = _setting(
         512, _integer(1, 1048576), "MiB of bodies and tensors that may be held for waiting requests; more get 503"
     )
-    default_content_type: str = _setting("application/json", _text, "media type of a request without Content-Type")
+    default_content_type: str = _setting(
+        "application/json", _media_type, "media type of a request without Content-Type"
+    )
     default_accept: str = _setting(
         "application/json",
-        _text,
+        _media_type,
         "media type of the answer when Accept is missing or */*",
         sagemaker=["SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"],
     )
@@ -262,9 +272,8 @@ def reference_page() -> str:
         "|---|---|---|---|---|",
     ]
     for spec in SETTINGS:
-        default = str(spec.default).lower() if isinstance(spec.default, bool) else str(spec.default)
+        text = str(spec.default).lower() if isinstance(spec.default, bool) else str(spec.default)
+        default = f"`{text}`" if text else ""
         also = [f"`{name}` (*platform*)" for name in spec.platform] + [f"`{name}`" for name in spec.sagemaker]
-        lines.append(
-            f"| `{spec.flag}` | `{spec.variable}` | {f'`{default}`' if default else ''} | {spec.help} | {', '.join(also)} |"
-        )
+        lines.append(f"| `{spec.flag}` | `{spec.variable}` | {default} | {spec.help} | {', '.join(also)} |")
     return "\n".join(lines) + "\n"

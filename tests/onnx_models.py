@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,11 @@ Shape = Sequence[int | str | None]
 
 
 def save(
-    path: Path, nodes: list[object], inputs: list[object], outputs: list[object], initializers: list[object]
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    initializers: Sequence[onnx.TensorProto],
 ) -> Path:
     """Write a model with opset 17."""
     graph = helper.make_graph(nodes, "test", inputs, outputs, initializers)
@@ -24,7 +32,7 @@ def save(
     return path
 
 
-def value(name: str, kind: int, shape: Shape) -> object:
+def value(name: str, kind: int, shape: Shape) -> onnx.ValueInfoProto:
     """Declare one input or output."""
     return helper.make_tensor_value_info(name, kind, list(shape))
 
@@ -47,7 +55,7 @@ def mlp(path: Path, widths: Sequence[int]) -> Path:
     """A perceptron with ReLU layers and a softmax: input ``input``, output ``probabilities``, seeded weights."""
     random = np.random.default_rng(0)
     nodes, initializers, last = [], [], "input"
-    for i, (width, next_width) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (width, next_width) in enumerate(pairwise(widths)):
         weights = (random.standard_normal((width, next_width)) / np.sqrt(width)).astype(np.float32)
         initializers += [
             numpy_helper.from_array(weights, f"w{i}"),
@@ -62,3 +70,63 @@ def mlp(path: Path, widths: Sequence[int]) -> Path:
     inputs = [value("input", TensorProto.FLOAT, ("N", widths[0]))]
     outputs = [value("probabilities", TensorProto.FLOAT, ("N", widths[-1]))]
     return save(path, nodes, inputs, outputs, initializers)
+
+
+def gather(path: Path) -> Path:
+    """Input ``i``, int64 (N, 1): looks it up in ``[10, 20, 30, 40]``; fails at run time on an index above 3."""
+    table = numpy_helper.from_array(np.array([10, 20, 30, 40], np.float32), "table")
+    node = helper.make_node("Gather", ["table", "i"], ["y"])
+    inputs, outputs = [value("i", TensorProto.INT64, ("N", 1))], [value("y", TensorProto.FLOAT, ("N", 1))]
+    return save(path, [node], inputs, outputs, [table])
+
+
+def busy(path: Path, rounds_per_s: float, idle_s: float = 0.002) -> Path:
+    """A model that computes for as long as it is told: input ``x``, float32 (N, 1), output ``y`` with the same content.
+
+    Args:
+        path: where to write it.
+        rounds_per_s: see ``rounds_per_second``.
+        idle_s: seconds it computes when ``x`` is zero, which is what it is loaded and warmed up with. Else the
+            largest ``x`` of the batch is the number of seconds.
+    """
+    size = 64
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0].astype(np.float32)
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("MatMul", ["state", "rotation"], ["next"]),
+        ],
+        "round",
+        [value("i", TensorProto.INT64, ()), value("go", TensorProto.BOOL, ()), value("state", 1, (size, size))],
+        [value("go_on", TensorProto.BOOL, ()), value("next", 1, (size, size))],
+    )
+    constants = {"zero": np.float32(0), "idle": np.float32(idle_s), "rate": np.float32(rounds_per_s)}
+    initializers = [numpy_helper.from_array(np.array(number), name) for name, number in constants.items()]
+    initializers += [numpy_helper.from_array(rotation, "rotation"), numpy_helper.from_array(rotation, "start")]
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["longest"], keepdims=0),
+        helper.make_node("Greater", ["longest", "zero"], ["told"]),
+        helper.make_node("Where", ["told", "longest", "idle"], ["seconds"]),
+        helper.make_node("Mul", ["seconds", "rate"], ["rounds"]),
+        helper.make_node("Cast", ["rounds"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["count", "", "start"], ["end"], body=body),
+        helper.make_node("ReduceSum", ["end"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+        helper.make_node("Add", ["x", "nothing"], ["y"]),
+    ]
+    return save(path, nodes, [value("x", 1, ("N", 1))], [value("y", 1, ("N", 1))], initializers)
+
+
+@cache
+def rounds_per_second() -> float:
+    """How many rounds of ``busy`` this machine computes in a second, about."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = ort.InferenceSession(str(busy(Path(folder) / "m.onnx", rounds_per_s=1.0)), options)
+        rounds = 2000.0
+        start_s = time.perf_counter()
+        session.run(["y"], {"x": np.array([[rounds]], np.float32)})
+        return rounds / (time.perf_counter() - start_s)

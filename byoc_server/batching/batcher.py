@@ -1,11 +1,13 @@
 """The asyncio shell around the batch policy: runs batches, one at a time, and hands every request its own rows.
 
 Work-conserving: as soon as nothing runs, what waits runs. Requests that arrive in one turn of the event loop meet in
-one batch, because the first of them only *schedules* the run for the end of the turn; while a batch runs on the worker
-thread the next one grows.
+one batch, because the first of them only *schedules* the run for the end of the turn; while a batch runs the next one
+grows.
 
 A batch that takes less than ``INLINE_SECONDS`` by the cost model runs right on the event loop, a longer one on the
-worker thread. A batch that fails is run again entry by entry, so that only the poisonous entry fails.
+worker thread. The worker thread gets its next batch ahead of time once as many rows wait as are running, so that it
+does not stand still while the event loop writes answers. A batch that fails is run again entry by entry, so that only
+the poisonous entry fails.
 
 Everything but the engine call happens on the event loop thread, so nothing here needs a lock.
 """
@@ -16,6 +18,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -27,6 +30,8 @@ from byoc_server.errors import ByocError, DeadlineExceeded, InferenceFailed
 from byoc_server.types import Signature, Tensors
 
 logger = logging.getLogger(__name__)
+
+Outcomes = list[tuple[Entry, Tensors | ByocError]]
 
 Cancel = Callable[[], None]
 """Gives a request up. Calling it late or twice does no harm."""
@@ -66,29 +71,29 @@ class Batcher:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
-        self._running: Sequence[Entry] = ()
-        self._running_rows = 0
+        self._handed_over: deque[Sequence[Entry]] = deque()  # to the worker thread: the one that runs, and one ahead
+        self._handed_over_rows = 0
         self._deadline_timer: asyncio.TimerHandle | None = None
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits or runs."""
-        return not self._queue and not self._running
+        return not self._queue and not self._handed_over
 
-    def submit(self, tensors: Tensors, reply: Reply, deadline_s: float) -> Cancel:
+    def submit(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float) -> Cancel:
         """Queue one request.
 
         Args:
             tensors: inputs that fit the signature.
+            rows: records in them.
             reply: called once on the event loop, with the outputs of just these records or with what went wrong.
             deadline_s: when its time is over, on the batcher's clock.
 
         Raises:
             Overloaded: refused at once.
         """
-        rows = self._signature.row_count(tensors)
         nbytes = sum([array.nbytes for array in tensors.values()])
-        self._queue.admit(rows, nbytes, deadline_s, self._clock(), self._running_rows)
+        self._queue.admit(rows, nbytes, deadline_s, self._clock(), self._handed_over_rows)
         key: Hashable = None if self._one_key else tuple([array.shape[1:] for array in tensors.values()])
         if rows > self._max_batch_size:
             return self._submit_parts(tensors, key, reply, deadline_s)
@@ -110,9 +115,16 @@ class Batcher:
         return join.cancel
 
     def _schedule(self) -> None:
-        if not self._scheduled and not self._running:
+        if not self._scheduled and self._may_run:
             self._scheduled = True
             self._loop.call_soon(self._run_next)
+
+    @property
+    def _may_run(self) -> bool:
+        """Whether another batch may be formed: nothing runs, or enough waits to form one ahead."""
+        if not self._handed_over:
+            return True
+        return len(self._handed_over) == 1 and self._queue.rows >= min(self._handed_over_rows, self._max_batch_size)
 
     def _run_next(self) -> None:
         self._scheduled = False
@@ -125,44 +137,54 @@ class Batcher:
             return
         rows = sum([entry.rows for entry in batch])
         seconds = self._profile.seconds(rows)
-        if seconds is not None and seconds <= INLINE_SECONDS:
-            self._finish(batch, self._infer_batch(batch))
+        if seconds is not None and seconds <= INLINE_SECONDS and not self._handed_over:
+            outcomes = self._infer_batch(batch)
+            if self._queue:
+                self._schedule()
+            _answer_all(outcomes)
             return
-        self._running, self._running_rows = batch, rows
+        self._handed_over.append(batch)
+        self._handed_over_rows += rows
         self._watch_deadlines()
         self._executor.submit(self._infer_batch, batch).add_done_callback(self._on_thread_done)
 
-    def _infer_batch(self, batch: Sequence[Entry]) -> list[Tensors | ByocError]:
+    def _infer_batch(self, batch: Sequence[Entry]) -> Outcomes:
         """Run a batch; on failure its entries one by one. The only method that runs off the event loop."""
+        entries = [entry for entry in batch if not entry.done]  # some may have left while the batch stood ready
+        if not entries:
+            return []
         try:
             if not self._batched:
-                return [self._infer(batch[0].tensors)]
-            outputs = self._infer(stack([entry.tensors for entry in batch]))
-            return list(split(outputs, [entry.rows for entry in batch]))
+                return [(entries[0], self._infer(entries[0].tensors))]
+            outputs = self._infer(stack([entry.tensors for entry in entries]))
+            return list(zip(entries, split(outputs, [entry.rows for entry in entries]), strict=True))
         except Exception as error:
-            if len(batch) == 1:
-                return [_as_inference_failed(error)]
-            logger.warning("a batch of %d requests failed and is run again one by one: %s", len(batch), error)
-        return [outcome for entry in batch for outcome in self._infer_batch([entry])]
+            if len(entries) == 1:
+                return [(entries[0], _as_inference_failed(error))]
+            logger.warning("a batch of %d requests failed and is run again one by one: %s", len(entries), error)
+        return [outcome for entry in entries for outcome in self._infer_batch([entry])]
 
-    def _on_thread_done(self, future: Future[list[Tensors | ByocError]]) -> None:
-        outcomes = future.result()
+    def _on_thread_done(self, future: Future[Outcomes]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone, and so are the clients
-            self._loop.call_soon_threadsafe(self._finish, self._running, outcomes)
+            self._loop.call_soon_threadsafe(self._finish, future.result())
 
-    def _finish(self, batch: Sequence[Entry], outcomes: Sequence[Tensors | ByocError]) -> None:
-        self._running, self._running_rows = (), 0
+    def _finish(self, outcomes: Outcomes) -> None:
+        """Take back the batch that ran longest; the worker thread is one, so batches come back in order."""
+        self._handed_over_rows -= sum([entry.rows for entry in self._handed_over.popleft()])
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
             self._deadline_timer = None
-        if self._queue:
-            self._schedule()
-        for entry, outcome in zip(batch, outcomes, strict=True):
-            _answer(entry, outcome)
+        if self._handed_over:
+            self._watch_deadlines()
+        if self._queue and self._may_run and not self._scheduled:
+            self._run_next()  # before the answers are written, or the worker thread waits for that
+        _answer_all(outcomes)
 
     def _watch_deadlines(self) -> None:
         """Look again when the first entry that waits or runs is out of time; it must not wait for the batch to end."""
-        deadlines = [entry.deadline_s for entry in self._running if not entry.done]
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+        deadlines = [entry.deadline_s for batch in self._handed_over for entry in batch if not entry.done]
         waiting = self._queue.next_deadline_s()
         if waiting is not None:
             deadlines.append(waiting)
@@ -172,7 +194,8 @@ class Batcher:
 
     def _on_deadline(self) -> None:
         now_s = self._clock()
-        overdue = [entry for entry in self._running if not entry.done and entry.deadline_s <= now_s]
+        handed_over = [entry for batch in self._handed_over for entry in batch]
+        overdue = [entry for entry in handed_over if not entry.done and entry.deadline_s <= now_s]
         for entry in (*overdue, *self._queue.expire(now_s)):
             _answer(entry, DeadlineExceeded(_EXPIRED))
         self._watch_deadlines()
@@ -203,6 +226,11 @@ class _Join:
         """Give up all parts that have not been answered."""
         for entry in self.entries:
             self._cancel(entry)
+
+
+def _answer_all(outcomes: Outcomes) -> None:
+    for entry, outcome in outcomes:
+        _answer(entry, outcome)
 
 
 def _answer(entry: Entry, outcome: Tensors | ByocError) -> None:

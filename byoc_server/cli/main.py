@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from byoc_server import __version__
 from byoc_server.config import SETTINGS, load_settings, reference_page
 from byoc_server.errors import StartupError
 
@@ -30,9 +31,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = _Parser(prog="byoc", description="Serve an ONNX model behind Amazon SageMaker's container contract.")
-    parser.add_argument(
-        "--version", action="version", version=f"byoc-server {importlib.metadata.version('byoc-server')}"
-    )
+    parser.add_argument("--version", action="version", version=f"byoc-server {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     serve = commands.add_parser(
         "serve",
@@ -69,6 +68,10 @@ def serve(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(flags: dict[str, str]) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the server handles them; PID 1 would not even notice SIGTERM
+        signal.signal(number, lambda *_: sys.exit(0))
+    # NumPy's linear algebra, which nothing here uses, would start a thread a core as soon as NumPy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from byoc_server.server.serve import serve  # noqa: PLC0415  # --help must not pay for a web server
 
     try:

@@ -24,12 +24,12 @@ class DecodeOptions:
 
     Attributes:
         parameters: media type parameters, names in lower case, e.g. ``{"header": "present"}``.
-        max_tensor_bytes: a decoder refuses to build tensors of more bytes in all; ``None`` = no limit. It matters
-            where few bytes can declare many, as a sparse record does.
+        max_tensor_bytes: a decoder refuses to build tensors of more bytes in all. It matters where few bytes can
+            declare many, as a sparse record does.
     """
 
     parameters: Mapping[str, str]
-    max_tensor_bytes: int | None = None
+    max_tensor_bytes: int = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

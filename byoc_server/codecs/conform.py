@@ -25,6 +25,7 @@ from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 Label = Callable[[int], str]
 """Record number -> how an error message calls that record, e.g. ``instances[3]`` or ``line 4``."""
 
+_NUMBERS = {int, float, bool}
 _FLOAT_WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 _SHOWN_CHARACTERS = 40
 
@@ -48,16 +49,34 @@ def records_to_array(
     """
     if not values:
         raise InvalidPayload(f"no records for input {spec.name!r}", expected="at least one record", got="none")
-    try:
-        array = convert(np.array(values, dtype=STRING if spec.dtype == STRING else None), spec.dtype)
-    except (ValueError, OverflowError, RecursionError):  # ragged, too deep, or beyond what NumPy builds
-        array = None
+    loose = _loose_array(values, spec.dtype)
+    array = None if loose is None else convert(loose, spec.dtype)
     if array is not None:
         if record_shape == (1,) and array.ndim == 1:
             return array.reshape(-1, 1)
         if fits(array.shape[1:], record_shape):
             return array
     return _walk_records(values, spec, record_shape, label)
+
+
+def _loose_array(values: Sequence[object], dtype: np.dtype[np.generic]) -> Array | None:
+    """Let NumPy build an array of a dtype near to ``dtype``; ``None`` if it cannot, or if the values need a walk.
+
+    The types of the values are looked at first: beside one long text NumPy would give every number that much room.
+    """
+    try:
+        array = np.array(values, dtype=object)
+        if dtype == STRING:
+            return array
+        leaves = array.ravel().tolist()
+        types = set(map(type, leaves))
+        if types <= _NUMBERS:
+            return np.array(leaves).reshape(array.shape)
+        if dtype.kind == "f" and types <= {*_NUMBERS, type(None)}:
+            return np.array(leaves, dtype=np.float64).reshape(array.shape)  # None becomes NaN
+    except (ValueError, OverflowError):  # ragged in a way NumPy refuses, or an integer beyond float64
+        pass
+    return None
 
 
 def convert(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
@@ -67,9 +86,11 @@ def convert(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
     """
     kind = array.dtype.kind
     if dtype == STRING:
-        if kind == "U":
-            array, kind = array.astype(object), "O"
-        return array if kind == "O" and all(type(item) is str for item in array.flat) else None
+        if kind in "US":
+            return _texts(array)
+        return array if kind == "O" and all(type(item) is str for item in cast(Any, array).flat) else None
+    if kind == "b":
+        array = array.view(np.uint8) != 0  # bytes from outside may hold other values than 0 and 1
     if dtype.kind == "f":
         if kind not in "fiub":
             return None
@@ -85,6 +106,21 @@ def convert(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
     return np.array(array, dtype=dtype, order="C") if keeps else None
 
 
+def _texts(array: Array) -> Array | None:
+    """Strings of a fixed width, as UTF-32 or UTF-8, as ``str``; ``None`` if a character is none of Unicode's."""
+    if array.dtype.kind == "U":
+        points = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).view(np.uint32)
+        if ((points > 0x10FFFF) | ((points >= 0xD800) & (points <= 0xDFFF))).any():
+            return None
+        return array.astype(object)
+    texts = np.empty(array.size, dtype=object)
+    try:
+        texts[:] = [item.decode() for item in cast(list[bytes], array.ravel().tolist())]
+    except UnicodeDecodeError:
+        return None
+    return texts.reshape(array.shape)
+
+
 def _fits_integer(array: Array, dtype: np.dtype[np.generic]) -> bool:
     if array.size == 0 or (array.dtype == dtype):
         return True
@@ -92,11 +128,10 @@ def _fits_integer(array: Array, dtype: np.dtype[np.generic]) -> bool:
     info = np.iinfo(cast(Any, dtype))
     low, high = numbers.min(), numbers.max()
     if array.dtype.kind == "f":
+        low, high = float(low), float(high)
         # A float holds integers exactly only up to 2^53; beyond that the sender's number is already another one.
         exact = min(info.max, 2**53)
-        return bool(np.isfinite(low) and np.isfinite(high)) and bool(
-            low >= max(info.min, -exact) and high <= exact and (numbers == np.floor(numbers)).all()
-        )
+        return max(info.min, -exact) <= low and high <= exact and bool((numbers == np.floor(numbers)).all())
     return int(low) >= info.min and int(high) <= info.max
 
 
@@ -113,6 +148,8 @@ def one_or_many(value: object, record_shape: tuple[int | None, ...], root: str) 
     Returns:
         The records, and the label that names them below ``root``.
     """
+    if value == []:
+        return [], lambda i: root
     depth = _depth(value, len(record_shape) + 1)
     rank = len(record_shape) - (record_shape == (1,))  # [1, 2] are two records of a one-column input
     if isinstance(value, list) and depth > rank:
@@ -132,7 +169,7 @@ def conform_array(array: Array, spec: TensorSpec, signature: Signature, field: s
     """Fit an array that came with a dtype and shape of its own to an input.
 
     Args:
-        array: any dtype and byte order; with or without the record axis if the model is batched.
+        array: of at least one element, any dtype and byte order, with or without the record axis if there is one.
         spec: the input it is for.
         signature: of the model.
         field: how error messages call it.
@@ -152,13 +189,11 @@ def conform_array(array: Array, spec: TensorSpec, signature: Signature, field: s
     if not signature.batched:
         if fits(converted.shape, record_shape):
             return converted
-    elif fits(converted.shape[1:], record_shape) and converted.ndim > 0:
-        if len(converted):
-            return converted
-        raise InvalidPayload(f"{field}: no records", field=field, expected="at least one record", got="none")
+    elif converted.ndim > 0 and fits(converted.shape[1:], record_shape):
+        return converted
     elif fits(converted.shape, record_shape):
         return converted[np.newaxis]
-    elif record_shape == (1,) and converted.ndim == 1 and len(converted):
+    elif record_shape == (1,) and converted.ndim == 1:
         return converted.reshape(-1, 1)
     expected = shape_text(spec.shape)
     raise InvalidPayload(
@@ -196,7 +231,8 @@ def require_inputs(names: Sequence[str], signature: Signature, field: str) -> No
         InvalidPayload: listing what is missing, what is unknown, and the inputs there are.
     """
     known = signature.input_by_name
-    missing = [name for name in known if name not in names]
+    given = set(names)
+    missing = [name for name in known if name not in given]
     unknown = [name for name in names if name not in known]
     if not missing and not unknown:
         return
@@ -259,7 +295,7 @@ def _walk(value: object, axis: int, dims: list[int | None], spec: TensorSpec, pa
         return
     expected = dims[axis]
     if not isinstance(value, list):
-        wanted = f"a list of {expected}" if expected is not None else "a list"
+        wanted = "a list of" if expected is None else f"a list of {expected}"
         raise _mismatch(spec, path, f"{wanted} {_noun(spec, axis, dims)}", shown(value))
     if expected is None:
         dims[axis] = len(value)
@@ -295,7 +331,7 @@ def checked_leaf(value: object, spec: TensorSpec, path: str) -> object:
     if kind == "f":
         return _float_leaf(value, spec, path)
     if kind == "b":
-        if value in (True, False, 0, 1) and not isinstance(value, str):
+        if value in (0, 1):  # true and false are equal to these
             return bool(value)
         raise _mismatch(spec, path, "true or false", shown(value))
     if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
@@ -318,7 +354,9 @@ def _float_leaf(value: object, spec: TensorSpec, path: str) -> float:
     except OverflowError:
         number = float("inf")
     # An infinity in a list of numbers is the sender's; one that appears by conversion is an overflow.
-    largest = float(np.finfo(cast(Any, spec.dtype)).max)
-    if abs(number) > largest and value not in (float("inf"), float("-inf")):
-        raise _mismatch(spec, path, f"a number within the range of {spec.dtype_name}", shown(value))
+    if value not in (float("inf"), float("-inf")):
+        with np.errstate(over="ignore"):
+            overflown = np.isinf(spec.dtype.type(number))
+        if overflown:
+            raise _mismatch(spec, path, f"a number within the range of {spec.dtype_name}", shown(value))
     return number

@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -49,8 +49,18 @@ def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors
         if not rows:
             raise InvalidPayload("body has a header but no records", expected="at least one record", got="none")
     if label_columns:
-        rows = [row[label_columns:] for row in rows]
-    return _tensors(rows, line_numbers, _layout(names, rows[0], signature), signature)
+        for row, line in zip(rows, line_numbers, strict=True):
+            if len(row) <= label_columns:
+                expected = f"more than the {label_columns} columns of label_size"
+                raise InvalidPayload(
+                    f"line {line}: expected {expected}, got {len(row)}",
+                    field=f"line {line}",
+                    expected=expected,
+                    got=f"{len(row)} columns",
+                )
+            del row[:label_columns]
+    layout = _layout(names, rows[0], signature)
+    return _tensors(rows, line_numbers, layout, signature, label_columns + 1)
 
 
 def _parameters(options: DecodeOptions) -> tuple[bool, int, str]:
@@ -82,12 +92,14 @@ def _plain_numbers(body: bytes, signature: Signature) -> Tensors | None:
     spec = signature.sole_input
     if spec is None or spec.dtype.kind != "f" or not signature.batched or body.translate(None, _PLAIN_NUMBERS):
         return None
+    lines = body.splitlines()
+    if b"" in lines:
+        return None
     try:
-        array = np.array(orjson.loads(b"[[" + b"],[".join(body.splitlines()) + b"]]"))
+        array = np.array(orjson.loads(b"[[" + b"],[".join(lines) + b"]]"))
     except ValueError:  # not JSON numbers, or lines of different length
         return None
-    shape = _flat_shape(spec, signature)
-    if shape is None or array.ndim != 2 or shape not in (-1, array.shape[1]):
+    if not array.size or _flat_shape(spec, signature) not in (-1, array.shape[1]):
         return None
     converted = convert(array, spec.dtype)
     return None if converted is None else {spec.name: _reshaped(converted, spec, signature)}
@@ -139,19 +151,17 @@ Layout = list[tuple[TensorSpec, list[int]]]
 
 def _layout(names: Sequence[str], first: Sequence[str], signature: Signature) -> Layout:
     known = signature.input_by_name
-    if names and len(known) > 1 and any(name.strip() in known for name in names):
-        stripped = [name.strip() for name in names]
+    widths = [_flat_shape(spec, signature) for spec in signature.inputs]
+    stripped = [name.strip() for name in names]
+    if len(known) > 1 and all(width in (1, -1) for width in widths) and not known.keys().isdisjoint(stripped):
         require_inputs(stripped, signature, "header")
         if len(set(stripped)) < len(stripped):
             raise InvalidPayload("header: a column name stands there twice", field="header", expected="unique names")
-        layout = [(spec, [stripped.index(spec.name)]) for spec in signature.inputs]
-        if all(_flat_shape(spec, signature) in (1, -1) for spec, _ in layout):
-            return layout
+        return [(spec, [stripped.index(spec.name)]) for spec in signature.inputs]
+    if len(known) == 1 and (widths == [-1] or not signature.batched):
+        widths = [len(first)]
     layout, start = [], 0
-    for spec in signature.inputs:
-        width = _flat_shape(spec, signature) if signature.batched else -1
-        if width == -1 and len(known) == 1:
-            width = len(first)
+    for spec, width in zip(signature.inputs, widths, strict=True):
         if width is None or width < 0:
             raise InvalidPayload(
                 f"text/csv cannot carry input {spec.describe()}: its number of columns is open; use application/json",
@@ -163,7 +173,10 @@ def _layout(names: Sequence[str], first: Sequence[str], signature: Signature) ->
     return layout
 
 
-def _tensors(rows: list[list[str]], line_numbers: list[int], layout: Layout, signature: Signature) -> Tensors:
+def _tensors(
+    rows: list[list[str]], line_numbers: list[int], layout: Layout, signature: Signature, first_column: int
+) -> Tensors:
+    """Read the cells of all rows; ``first_column`` is the number that the first of them has in the body."""
     width = sum(len(columns) for _, columns in layout)
     for row, line in zip(rows, line_numbers, strict=True):
         if len(row) != width:
@@ -175,10 +188,14 @@ def _tensors(rows: list[list[str]], line_numbers: list[int], layout: Layout, sig
             )
     tensors: Tensors = {}
     for spec, columns in layout:
-        values = [
-            [_cell(row[c], spec, f"line {line}, column {c + 1}") for c in columns]
-            for row, line in zip(rows, line_numbers, strict=True)
-        ]
+        largest = float(np.finfo(cast(Any, spec.dtype)).max) if spec.dtype.kind == "f" else 0.0
+        values: list[Sequence[object]] = []
+        for row, line in zip(rows, line_numbers, strict=True):
+            cells = [row[c] for c in columns]
+            values.append(
+                (_floats(cells, largest) if largest else None)
+                or [_cell(cell, spec, line, c + first_column) for c, cell in zip(columns, cells, strict=True)]
+            )
         array = records_to_array(values, spec, (len(columns),), lambda i: f"line {line_numbers[i]}")
         tensors[spec.name] = _reshaped(array, spec, signature)
     return tensors
@@ -187,15 +204,26 @@ def _tensors(rows: list[list[str]], line_numbers: list[int], layout: Layout, sig
 def _reshaped(array: Array, spec: TensorSpec, signature: Signature) -> Array:
     """Bring lines of cells, shape (N, columns), to the shape of the input."""
     if not signature.batched:
-        whole = array[0] if len(array) == 1 and len(spec.shape) < 2 else array
-        return conform_array(
-            whole.reshape(()) if spec.shape == () and whole.size == 1 else whole, spec, signature, "body"
-        )
+        if len(array) == 1 and array.shape[1] == _flat_shape(spec, signature):
+            return array.reshape(cast(tuple[int, ...], spec.shape))
+        return conform_array(array[0] if len(array) == len(spec.shape) == 1 else array, spec, signature, "body")
     shape = signature.record_shapes[spec.name]
     return array if len(shape) == 1 else array.reshape(len(array), *cast(tuple[int, ...], shape))
 
 
-def _cell(text: str, spec: TensorSpec, where: str) -> object:
+def _floats(cells: Sequence[str], largest: float) -> list[float] | None:
+    """Read a row of numbers up to ``largest``, or nothing for NaN; ``None`` if a cell is else, right or wrong."""
+    text = "".join(cells)
+    if not text.isascii() or "_" in text:
+        return None
+    try:
+        numbers = [float(cell or "nan") for cell in cells]
+    except ValueError:
+        return None
+    return None if any(n > largest or n < -largest for n in numbers) else numbers
+
+
+def _cell(text: str, spec: TensorSpec, line: int, column: int) -> object:
     """Read one cell.
 
     Raises:
@@ -203,25 +231,32 @@ def _cell(text: str, spec: TensorSpec, where: str) -> object:
     """
     if spec.dtype == STRING:
         return text
+    where = f"line {line}, column {column}"
     word = text.strip()
     value: object = word
     if spec.dtype.kind == "b":
         value = _BOOLEANS.get(word.lower(), word)
-    elif not word and spec.dtype.kind == "f":
-        value = math.nan
-    elif "_" not in word:  # Python's own spelling of numbers, nobody else's
-        for parse in (int, float):
-            try:
-                value = parse(word)
-                break
-            except ValueError:
-                continue
-    if isinstance(value, str) and spec.dtype.kind == "f":
-        expected = f"a number ({spec.dtype_name})"
-        raise InvalidPayload(
-            f"{where}: expected {expected}, got {shown(word)}", field=where, expected=expected, got=shown(word)
-        )
+    elif spec.dtype.kind == "f":
+        value = _number(word, float) if word else math.nan
+        if value is None:
+            expected = f"a number within the range of {spec.dtype_name}"
+            raise InvalidPayload(
+                f"{where}: expected {expected}, got {shown(word)}", field=where, expected=expected, got=shown(word)
+            )
+    else:
+        value = next((n for n in (_number(word, int), _number(word, float)) if n is not None), word)
     return checked_leaf(value, spec, where)
+
+
+def _number(word: str, parse: Callable[[str], float]) -> float | None:
+    """Read a number; ``None`` for what is none, is too large, or is spelt as only Python spells numbers."""
+    if not word.isascii() or "_" in word:
+        return None
+    try:
+        number = parse(word)
+    except ValueError:
+        return None
+    return None if word[-1].isdigit() and number in (math.inf, -math.inf) else number
 
 
 def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
@@ -234,7 +269,7 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
         raise NotAcceptable(
             "text/csv cannot carry outputs with different numbers of records", accepted=["application/json"]
         )
-    columns = [_column_lines(a.reshape(len(a), -1)) for a in arrays]
+    columns = [_column_lines(a.reshape(len(a), math.prod(a.shape[1:]))) for a in arrays]
     lines = columns[0] if len(columns) == 1 else [b",".join(cells) for cells in zip(*columns, strict=True)]
     return join_lines(lines, options)
 
@@ -254,5 +289,5 @@ def _column_lines(array: Array) -> list[bytes]:
 
 def _quoted_line(cells: Sequence[object]) -> bytes:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue().encode()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # cells that hold a character of it are quoted
+    return line.getvalue()[:-2].encode()

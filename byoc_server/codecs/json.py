@@ -22,30 +22,39 @@ Python clients send for missing values.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.conform import one_or_many, require_inputs, shown
-from byoc_server.codecs.records import tensors_from_columns, tensors_from_records
+from byoc_server.codecs.conform import Label, one_or_many, require_inputs, shown
+from byoc_server.codecs.records import holds_common_features, tensors_from_columns, tensors_from_records
 from byoc_server.errors import InvalidPayload
-from byoc_server.types import Array, Signature, Tensors
+from byoc_server.types import Array, Signature, Tensors, TensorSpec
 
 _FORMS = "an object with 'instances', 'inputs' or 'features', or a list of records"
 _NATIVE_KINDS = "fiub"
+_KEY_END = 24
+"""Where the key of ``{"instances": ...`` has ended, white space included."""
 
 
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
     """Read any of the request forms. See ``Codec.decode``."""
-    document = parse(body, "body")
-    tensors = _dense_instances(document, signature)
+    document = parse(body, "body", _FORMS)
+    # A text anywhere behind the key is not for the short way: NumPy would give every number beside it as much room.
+    tensors = _dense_instances(document, signature) if body.rfind(b'"') < _KEY_END else None
     return tensors if tensors is not None else _tensors(document, signature, options)
 
 
-def parse(text: bytes, field: str) -> object:
+def parse(text: bytes, field: str, expected: str) -> object:
     """Parse one JSON text.
+
+    Args:
+        text: in UTF-8.
+        field: how error messages call it.
+        expected: what should stand there, in words.
 
     Raises:
         InvalidPayload: with the parser's line and column.
@@ -53,14 +62,31 @@ def parse(text: bytes, field: str) -> object:
     try:
         return cast(object, orjson.loads(text))
     except orjson.JSONDecodeError as error:
-        if b"NaN" in text or b"Infinity" in text:
-            try:
-                return cast(object, json.loads(text))
-            except (ValueError, RecursionError):
-                pass  # the first reader's message is as good
         if not text.strip():
-            raise InvalidPayload(f"{field} is empty", field=field, expected=_FORMS, got="nothing") from None
-        raise InvalidPayload(f"{field} is not valid JSON: {error}", field=field, expected=_FORMS) from None
+            raise InvalidPayload(f"{field} is empty", field=field, expected=expected, got="nothing") from None
+        reason: Exception = error
+    if b"NaN" in text or b"Infinity" in text:
+        try:
+            return _parse_with_bare_words(text)
+        except RecursionError:
+            pass
+        except ValueError as error:  # the first reader may have stumbled over NaN, which is none
+            reason = error
+    raise InvalidPayload(f"{field} is not valid JSON: {reason}", field=field, expected=expected)
+
+
+def _parse_with_bare_words(text: bytes) -> object:
+    document = json.loads(text, parse_float=_finite)
+    if b"\\ud" in text.lower():  # only the first reader refuses half of a surrogate pair
+        json.dumps(document, ensure_ascii=False).encode()
+    return cast(object, document)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if np.isinf(number):
+        raise ValueError(f"number {shown(digits)} is beyond the range of a double")
+    return number
 
 
 def _dense_instances(document: object, signature: Signature) -> Tensors | None:
@@ -90,13 +116,15 @@ def _tensors(document: object, signature: Signature, options: DecodeOptions) -> 
             return _values_or_records(document, signature, options, "body")
         raise InvalidPayload(f"expected {_FORMS}, got {shown(document)}", expected=_FORMS, got=shown(document))
     names = [spec.name for spec in signature.inputs]
+    if signature.sole_input and holds_common_features(document):
+        return tensors_from_records([document], signature, options, lambda i: "body")
+    if "instances" in document and (signature.sole_input or "instances" not in names):
+        return _values_or_records(document["instances"], signature, options, "instances")
     if all(name in document for name in names):
         return _columns({name: document[name] for name in names}, signature, options, "")
-    if "instances" in document:
-        return _values_or_records(document["instances"], signature, options, "instances")
     if "inputs" in document:
         inputs = document["inputs"]
-        if isinstance(inputs, dict) and not (signature.sole_input and "values" in inputs):
+        if isinstance(inputs, dict) and ("values" not in inputs or "values" in names or not signature.sole_input):
             require_inputs(list(inputs), signature, "inputs")
             return _columns(inputs, signature, options, "inputs.")
         return _values_or_records(inputs, signature, options, "inputs")
@@ -116,7 +144,7 @@ def _tensors(document: object, signature: Signature, options: DecodeOptions) -> 
 def _values_or_records(value: object, signature: Signature, options: DecodeOptions, root: str) -> Tensors:
     """Read a value, a list of values, or a list of record objects."""
     sole = signature.sole_input
-    if isinstance(value, list) and (sole is None or (value and isinstance(value[0], dict))):
+    if isinstance(value, list) and (sole is None or dict in map(type, value)):
         return tensors_from_records(value, signature, options, lambda i: f"{root}[{i}]")
     if sole is None or isinstance(value, dict):
         return tensors_from_records([value], signature, options, lambda i: root)
@@ -133,14 +161,17 @@ def _columns(
     values, labels = {}, {}
     for spec in signature.inputs:
         root = roots[spec.name] if roots else f"{prefix}{spec.name}"
-        column = columns[spec.name]
-        if signature.batched and not (isinstance(column, list) and column and isinstance(column[0], dict)):
-            values[spec.name], labels[spec.name] = one_or_many(column, signature.record_shapes[spec.name], root)
-        elif signature.batched:
-            values[spec.name], labels[spec.name] = column, (lambda i, root=root: f"{root}[{i}]")
-        else:
-            values[spec.name], labels[spec.name] = [column], (lambda i, root=root: root)
+        values[spec.name], labels[spec.name] = _column(columns[spec.name], spec, signature, root)
     return tensors_from_columns(values, signature, options, labels)
+
+
+def _column(column: object, spec: TensorSpec, signature: Signature, root: str) -> tuple[Sequence[object], Label]:
+    """The record values of one input, and how they are called."""
+    if not signature.batched:
+        return [column], lambda i: root
+    if isinstance(column, list) and dict in map(type, column):
+        return column, lambda i: f"{root}[{i}]"
+    return one_or_many(column, signature.record_shapes[spec.name], root)
 
 
 def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
@@ -155,9 +186,12 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
 
 
 def serializable(array: Array) -> object:
-    """What the JSON writer takes for ``array``: itself where it can be written as it lies, else lists."""
-    if array.dtype.kind in _NATIVE_KINDS and array.ndim and array.flags.c_contiguous and array.dtype.isnative:
-        return array
+    """What the JSON writer takes for ``array``; strings as lists, a number of rank 0 as a NumPy scalar.
+
+    Floats stay NumPy's: as Python floats those of 16 and 32 bits would grow digits.
+    """
+    if array.dtype.kind in _NATIVE_KINDS:
+        return np.ascontiguousarray(array) if array.ndim else array[()]
     return array.tolist()
 
 
@@ -169,7 +203,4 @@ def records(tensors: Tensors, signature: Signature) -> list[dict[str, object]]:
 
 
 def _items(array: Array) -> list[object]:
-    """Split along axis 0. Scalars of a float32 array stay NumPy scalars: as Python floats they would grow digits."""
-    if array.dtype.kind in _NATIVE_KINDS:
-        return list(np.ascontiguousarray(array))
-    return cast(list[object], array.tolist())
+    return list(cast(Any, serializable(array)))

@@ -6,6 +6,9 @@ an empty line is an error, because skipping it would shift every answer behind i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
@@ -17,18 +20,18 @@ from byoc_server.types import Signature, Tensors
 
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
     """Read one record a line. See ``Codec.decode``."""
-    values = [parse(line, f"line {number}") for number, line in enumerate(body_lines(body), 1)]
+    values = [parse(line, f"line {number}", "a JSON value") for number, line in enumerate(body_lines(body), 1)]
     return tensors_from_records(values, signature, options, lambda i: f"line {i + 1}")
 
 
 def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
     """Write one line a record: the value of the one output, or an object with all outputs. See ``Codec.encode``."""
-    items: list[object]
+    items: Sequence[object]
     if len(signature.outputs) > 1 and signature.batched:
-        items = list(records(tensors, signature))
+        items = records(tensors, signature)
     elif len(signature.outputs) > 1:
         items = [{spec.name: serializable(tensors[spec.name]) for spec in signature.outputs}]
     else:
         value = serializable(tensors[signature.outputs[0].name])
-        items = list(value) if signature.batched else [value]  # type: ignore[call-overload]  # rows of an array or list
+        items = cast(Sequence[object], value) if signature.batched else [value]
     return join_lines([orjson.dumps(item, option=orjson.OPT_SERIALIZE_NUMPY) for item in items], options)

@@ -29,4 +29,4 @@ def join_lines(lines: Sequence[bytes], options: EncodeOptions) -> bytes:
     Whether SageMaker adds a line end of its own between the answers of a batch transform job (``AssembleWith=Line``)
     is documented and observed differently, hence the option.
     """
-    return b"\n".join(lines) + (b"\n" if options.final_newline else b"")
+    return b"\n".join(lines) + (b"\n" if lines and options.final_newline else b"")

@@ -25,6 +25,8 @@ _MAGIC = b"\x93NUMPY"
 _PREFIX_BYTES = {1: 10, 2: 12}
 """Major version -> bytes before the header text: magic, version, length of 2 or 4 bytes."""
 _MAX_HEADER_BYTES = 16 * 1024
+_MAX_RANK = 32
+"""More than any operator takes; a field of a structured array may add its own to that, and NumPy stops at 64."""
 
 
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
@@ -58,7 +60,8 @@ def _read(body: bytes) -> Array:
     start = prefix + int.from_bytes(body[8:prefix], "little")
     if start > min(len(body), _MAX_HEADER_BYTES):
         raise InvalidPayload(
-            f"the .npy header claims to end at byte {start}; the body has {len(body)} bytes, the limit is {_MAX_HEADER_BYTES}",
+            f"the .npy header claims to end at byte {start}; the body has {len(body)} bytes, "
+            f"the limit is {_MAX_HEADER_BYTES}",
             field="byte 8",
         )
     shape, fortran_order, dtype = _parse_header(body[:start])
@@ -83,19 +86,22 @@ def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         version = npy_format.read_magic(stream)
         read = npy_format.read_array_header_1_0 if version[0] == 1 else npy_format.read_array_header_2_0
         shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, UnicodeError) as error:
+    except Exception as error:  # NumPy's reader lets out whatever its parsers raise at a hostile header
         raise InvalidPayload(
             f"the .npy header cannot be read: {shown(str(error))}", field="byte 8", expected="a NumPy array header"
         ) from None
     if dtype.hasobject:
         raise InvalidPayload(
-            "the array holds pickled objects, which are never loaded; save strings with a fixed-width dtype such as '<U16'",
+            "the array holds pickled objects, which are never loaded; "
+            "save strings with a fixed-width dtype such as '<U16'",
             field="dtype",
             expected="numbers, booleans or fixed-width strings",
             got="object",
         )
-    if dtype.itemsize == 0 or any(d < 0 for d in shape):
+    if dtype.itemsize == 0 or dtype.subdtype or len(shape) > _MAX_RANK or min(shape, default=0) < 0:
         raise InvalidPayload("the .npy header declares an impossible shape or dtype", field="byte 8")
+    if max(shape, default=0) >= 2**63 or math.prod(shape) >= 2**63:  # an integer too long for a message
+        raise InvalidPayload("the .npy header declares more elements than there can be", field="byte 8")
     return shape, fortran_order, dtype
 
 
@@ -110,6 +116,12 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
         raise NotAcceptable(
             "application/x-npy cannot carry outputs with different numbers of records", accepted=["application/json"]
         )
+    try:
+        "".join(arrays).encode("latin-1")  # versions 1 and 2 of the format, the ones everyone reads
+    except UnicodeEncodeError:
+        raise NotAcceptable(
+            "application/x-npy cannot carry the names of these outputs", accepted=["application/json"]
+        ) from None
     shape = rows.pop()
     table = np.empty(shape, [(name, a.dtype, a.shape[len(shape) :]) for name, a in arrays.items()])
     for name, array in arrays.items():

@@ -44,7 +44,7 @@ def tensors_from_records(
     for number, record in enumerate(records):
         for name, value in _values_by_input(record, signature, label(number)).items():
             columns[name].append(value)
-    return tensors_from_columns(columns, signature, options, {name: label for name in columns})
+    return tensors_from_columns(columns, signature, options, dict.fromkeys(columns, label))
 
 
 def tensors_from_columns(
@@ -68,18 +68,19 @@ def tensors_from_columns(
             raise InvalidPayload(
                 f"the model takes one record per request, got {len(array)}", expected="1 record", got=str(len(array))
             )
-        tensors[spec.name] = array if signature.batched else array[0]
+        tensors[spec.name] = array if signature.batched else array.reshape(array.shape[1:])
     return require_equal_rows(tensors, signature)
 
 
 def _values_by_input(record: object, signature: Signature, where: str) -> Mapping[str, object]:
     sole = signature.sole_input
     if isinstance(record, dict):
+        if sole is not None and holds_common_features(record):
+            return {sole.name: record["data"]["features"]}
         names = signature.input_by_name
-        if all(name in record for name in names):
-            require_inputs(list(record), signature, where)
+        if len(record) == len(names) and all(name in record for name in names):
             return record
-        if sole is not None:
+        if sole is not None and sole.name not in record:
             if _is_value_object(record):
                 return {sole.name: record}
             features = _features(record, where)
@@ -97,14 +98,18 @@ def _values_by_input(record: object, signature: Signature, where: str) -> Mappin
     return {sole.name: record}
 
 
+def holds_common_features(record: Mapping[str, Any]) -> bool:
+    """Whether it is ``{"data": {"features": ...}}``; an input may be called ``data``, too."""
+    data = record.get("data")
+    return isinstance(data, dict) and "features" in data
+
+
 def _features(record: Mapping[str, object], where: str) -> object | None:
-    """The VALUE of ``{"features": ...}`` or ``{"data": {"features": ...}}``, or ``None`` if it is neither."""
+    """The VALUE of ``{"features": ...}``, or ``None`` if it is not of that form."""
     if "features" in record:
         return record["features"]
     data = record.get("data")
     if isinstance(data, dict):
-        if "features" in data:
-            return cast(object, data["features"])
         raise InvalidPayload(
             f"{where}.data: expected the key 'features'", field=f"{where}.data", expected="features", got=shown(data)
         )
@@ -118,12 +123,10 @@ def _is_value_object(value: Mapping[str, object]) -> bool:
 class _DenseBudget:
     """Counts the bytes that sparse records grow to, so that a few bytes cannot ask for gigabytes."""
 
-    def __init__(self, limit_bytes: int | None) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         self.left = limit_bytes
 
     def take(self, size: int, where: str) -> None:
-        if self.left is None:
-            return
         self.left -= size
         if self.left < 0:
             raise InvalidPayload(f"{where}: the sparse records of this request are too large when dense", field=where)
@@ -160,15 +163,19 @@ def _dense(
             expected="as many keys as values",
             got=f"{shown(keys)} and {shown(values)}",
         )
-    if shape is None:
+    if shape is None and None not in record_shape:
         shape = list(record_shape)
     if not isinstance(shape, list) or not all(type(d) is int and d >= 0 for d in shape):
         raise InvalidPayload(
-            f"{where}.shape: expected a list of lengths", field=f"{where}.shape", expected="a list", got=shown(shape)
+            f"{where}.shape: expected a list of lengths, got {shown(shape)}",
+            field=f"{where}.shape",
+            expected="a list",
+            got=shown(shape),
         )
     if not fits(tuple(shape), record_shape):
         raise InvalidPayload(
-            f"{where}.shape: expected {shape_text(record_shape)} for input {spec.name!r}, got {shape_text(tuple(shape))}",
+            f"{where}.shape: expected {shape_text(record_shape)} for input {spec.name!r}, "
+            f"got {shape_text(tuple(shape))}",
             field=f"{where}.shape",
             expected=shape_text(record_shape),
             got=shape_text(tuple(shape)),

@@ -6,7 +6,6 @@ import asyncio
 import enum
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,11 +53,12 @@ class InferenceClient(Protocol):
         """
         ...
 
-    def infer(self, tensors: Tensors, reply: Reply, deadline_s: float) -> Cancel:
+    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float) -> Cancel:
         """Run one request.
 
         Args:
             tensors: inputs that fit the signature.
+            rows: records in them, as ``Signature.row_count`` counts.
             reply: called once on the event loop with the outputs or the error, unless cancelled before.
             deadline_s: in seconds of the monotonic clock.
 
@@ -74,7 +74,8 @@ class LocalClient:
 
     Args:
         load: loads the model; called on a thread of its own.
-        limits: of the queue; its ``max_batch_size`` comes from the model.
+        max_queue_rows: rows that may wait.
+        max_queue_bytes: bytes of tensors that may wait.
         on_failure: told on the event loop when loading fails.
         on_ready: told on the event loop when the model is ready.
     """
@@ -110,11 +111,11 @@ class LocalClient:
             raise NotReady(self._status.reason)
         return self._model.signature
 
-    def infer(self, tensors: Tensors, reply: Reply, deadline_s: float) -> Cancel:
+    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float) -> Cancel:
         """Run one request. See ``InferenceClient.infer``."""
         if self._batcher is None:
             raise NotReady(self._status.reason)
-        return self._batcher.submit(tensors, reply, deadline_s)
+        return self._batcher.submit(tensors, rows, reply, deadline_s)
 
     def start(self) -> None:
         """Begin to load, on a daemon thread: a load that hangs must not keep the process from ending."""
@@ -140,7 +141,6 @@ class LocalClient:
 
     def _load_and_tell(self, loop: asyncio.AbstractEventLoop) -> None:
         outcome: Model | StartupError
-        start_s = time.perf_counter()
         try:
             outcome = self._load()
         except StartupError as error:
@@ -148,7 +148,6 @@ class LocalClient:
         except Exception as error:  # the engine's or a library's own: still one clear line for the operator
             logger.debug("loading failed", exc_info=True)
             outcome = ModelLoadError(f"the model cannot be loaded: {type(error).__name__}: {error}")
-        logger.debug("loading took %.3f s", time.perf_counter() - start_s)
         try:
             loop.call_soon_threadsafe(self._loaded, outcome)
         except RuntimeError:

@@ -83,24 +83,21 @@ async def read_body(receive: Receive, length: int | None, budget: BodyBudget) ->
     if not message.get("more_body", False):
         budget.check_length(len(body))
         return body
-    return await _read_rest(receive, body, length, budget)
+    return await _read_rest(receive, body, budget)
 
 
-async def _read_rest(receive: Receive, first: bytes, length: int | None, budget: BodyBudget) -> bytes:
-    chunks, size = [first], len(first)
-    held = max(length or 0, size)
-    budget.take(held)
+async def _read_rest(receive: Receive, first: bytes, budget: BodyBudget) -> bytes:
+    chunks, size, held = [first], len(first), 0
     try:
         while True:
+            budget.take(size - held)
+            held = size
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             chunk = message.get("body", b"")
             size += len(chunk)
             budget.check_length(size)
-            if size > held:
-                budget.take(size - held)
-                held = size
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return b"".join(chunks)

@@ -25,13 +25,13 @@ from functools import partial
 from typing import TypeVar
 
 from byoc_server.batching.batcher import Cancel
-from byoc_server.codecs.base import DecodeOptions, EncodeOptions
+from byoc_server.codecs.base import CODECS, DecodeOptions, EncodeOptions
 from byoc_server.config import MIB, Settings
 from byoc_server.core.client import InferenceClient
 from byoc_server.errors import ByocError, InferenceFailed
 from byoc_server.http.negotiation import choose_decoder, choose_encoder
 from byoc_server.http.responses import Header, Response, error_response
-from byoc_server.telemetry.request_log import RequestLog, RequestRecord
+from byoc_server.telemetry.request_log import RequestLog
 from byoc_server.types import Signature, Tensors
 
 logger = logging.getLogger(__name__)
@@ -118,6 +118,8 @@ class InferencePath:
         self._negotiated: dict[tuple[bytes | None, bytes | None], _Negotiated] = {}
         self._ids = _IdSource()
         self._loop = asyncio.get_running_loop()
+        for entry in CODECS:  # now, or the first request in each format pays for the import
+            entry.load()
 
     def submit(self, head: Head, body: bytes, reply: Callable[[Response], None]) -> Cancel:
         """Serve one request.
@@ -150,7 +152,7 @@ class InferencePath:
     def _infer(self, request: _Request, tensors: Tensors) -> None:
         request.rows = self._client.signature.row_count(tensors)
         deadline_s = request.head.arrived_s + self._timeout_s
-        request.cancel = self._client.infer(tensors, partial(self._on_outcome, request), deadline_s)
+        request.cancel = self._client.infer(tensors, request.rows, partial(self._on_outcome, request), deadline_s)
 
     def _on_outcome(self, request: _Request, outcome: Tensors | ByocError) -> None:
         try:
@@ -187,20 +189,13 @@ class InferencePath:
         attributes = request.head.custom_attributes
         if attributes is not None and self._echo and _VISIBLE_ASCII.match(attributes):
             response.headers.append((CUSTOM_ATTRIBUTES, attributes))
+        request.cancel = None  # the entry it belongs to leads back here: a cycle only the garbage collector could end
         if request.cancelled:
             return
         request.reply(response)
-        self._log.add(
-            RequestRecord(
-                request.id,
-                response.status,
-                time.monotonic() - request.head.arrived_s,
-                request.rows,
-                request.body_bytes,
-                len(response.body),
-                error,
-            )
-        )
+        duration_s = time.monotonic() - request.head.arrived_s
+        record = (request.id, response.status, duration_s, request.rows, request.body_bytes, len(response.body), error)
+        self._log.add(record)
 
     def _cancel(self, request: _Request) -> None:
         request.cancelled = True
@@ -239,14 +234,14 @@ class InferencePath:
     def _negotiate_anew(self, content_type: bytes | None, accept: bytes | None) -> _Negotiated:
         settings = self._settings
         source, parameters = choose_decoder(_text(content_type), settings.default_content_type)
-        target = choose_encoder(_text(accept), settings.default_accept, source)
+        target, name = choose_encoder(_text(accept), settings.default_accept, source)
         return _Negotiated(
             source.load().decode,
             DecodeOptions(parameters, self._max_tensor_bytes),
             source.inline_bytes,
             target.load().encode,
             target.inline_bytes,
-            (b"content-type", target.media_type.encode()),
+            (b"content-type", name.encode()),
         )
 
 

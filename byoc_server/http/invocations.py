@@ -7,13 +7,14 @@ They are dispatched before Starlette's router, whose matching alone would cost a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
 from byoc_server.core.client import InferenceClient, ModelState
-from byoc_server.errors import BodyTimeout, ByocError, MethodNotAllowed, NotReady
+from byoc_server.errors import BodyTimeout, ByocError, MethodNotAllowed, NotReady, Unavailable
 from byoc_server.http.body import BodyBudget, ClientGoneError, declared_length, discard_body, read_body
 from byoc_server.http.inference import CUSTOM_ATTRIBUTES, INFERENCE_ID, Head, InferencePath
 from byoc_server.http.responses import Header, Response, error_response, send_response
@@ -21,6 +22,7 @@ from byoc_server.http.watch import Exchange, Watch
 
 _PING_METHODS = ("GET", "HEAD", "POST")
 _READY = Response(200, [(b"content-length", b"0")], b"")
+_ENDING = "the server is ending; send the request again"
 
 
 class PingEndpoint:
@@ -61,10 +63,12 @@ class InvocationsEndpoint:
         """Serve one invocation."""
         arrived_s = time.monotonic()
         head, length_header = _head(scope["headers"], arrived_s)
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)  # with the loop given it need not be looked up
         assert task is not None
         exchange = Exchange(task, receive, arrived_s + self._timeout_s)
         self._watch.add(exchange)
+        response: Response | None = None
+        refusal: ByocError | None = None
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], ["POST"])
@@ -86,28 +90,28 @@ class InvocationsEndpoint:
         except ClientGoneError:
             return
         except ByocError as error:
-            await self._refuse(head, error, receive, send)
-            return
+            refusal = error
         except asyncio.CancelledError:
-            if not exchange.timed_out:
-                raise
             task.uncancel()
-            await self._refuse(head, BodyTimeout(_too_slow(self._timeout_s)), receive, send)
-            return
+            refusal = BodyTimeout(_too_slow(self._timeout_s)) if exchange.timed_out else Unavailable(_ENDING)
         finally:
             self._watch.remove(exchange)
-        if response is not None:
+        if refusal is not None:
+            await self._refuse(head, refusal, receive, send)
+        elif response is not None:
             await send_response(send, response)
 
     async def _refuse(self, head: Head, error: ByocError, receive: Receive, send: Send) -> None:
-        """Answer before the body is read, and end the connection once the client has had a chance to see it."""
+        """Answer without the model, and end the connection once the client has had a chance to see it."""
         answer: asyncio.Future[Response] = self._loop.create_future()
         self._path.refuse(head, error, answer.set_result)
         response = answer.result()
         headers: list[Header] = [*response.headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        await discard_body(receive)
+        if type(error) is not Unavailable:  # which is said when the server ends: it waits for nothing any more
+            with contextlib.suppress(asyncio.CancelledError):  # it may also come to its end here
+                await discard_body(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -7,6 +7,7 @@ weight the request's own format wins, then the order of the client, then the ord
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,15 @@ from byoc_server.errors import NotAcceptable, UnsupportedMediaType
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _TYPE = re.compile(rf"\s*({_TOKEN})/({_TOKEN})\s*")
 _PARAMETER = re.compile(rf'\s*;\s*(?:({_TOKEN})\s*=\s*(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")\s*)?')
-_QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z")
+_QUALITY = re.compile(r"(?:[0-9]\.?|[0-9]?\.[0-9]{1,9})\Z")
+"""Wider than the RFC: Java's own client sends ``q=.2``."""
 _LIST_PART = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _SHOWN_CHARACTERS = 80
+_MAX_CHARACTERS = 1024
+_MAX_RANGES = 64
+"""A longer media type is malformed, further ranges are not read: this runs on the event loop."""
+_EXACT = 2
+"""Specificity of a range that names type and subtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,7 @@ class MediaType:
 def parse_media_type(text: str) -> MediaType | None:
     """Parse one media type; ``None`` if it is malformed."""
     match = _TYPE.match(text)
-    if match is None:
+    if match is None or len(text) > _MAX_CHARACTERS:
         return None
     parameters: dict[str, str] = {}
     position = match.end()
@@ -75,7 +82,7 @@ def choose_decoder(content_type: str | None, default: str) -> tuple[CodecEntry, 
     """
     text = content_type if content_type and content_type.strip() else default
     media_type = parse_media_type(text)
-    entry = codecs_by_media_type().get(media_type.essence) if media_type else None
+    entry = _find(media_type)
     if media_type is None or entry is None:
         accepted = accepted_media_types()
         raise UnsupportedMediaType(
@@ -84,18 +91,25 @@ def choose_decoder(content_type: str | None, default: str) -> tuple[CodecEntry, 
     return entry, media_type.parameters
 
 
-def choose_encoder(accept: str | None, default: str, request_format: CodecEntry) -> CodecEntry:
+def _find(media_type: MediaType | None) -> CodecEntry | None:
+    return codecs_by_media_type().get(media_type.essence) if media_type else None
+
+
+def choose_encoder(accept: str | None, default: str, request_format: CodecEntry) -> tuple[CodecEntry, str]:
     """Find the codec for the answer.
 
     Args:
         accept: all ``Accept`` headers joined by commas; ``None`` or empty when missing.
-        default: the answer's media type when the client does not care: no header, or only ``*/*``.
+        default: the answer's media type when the client does not care: an empty or no header, or only ``*/*``.
         request_format: the codec of the request.
+
+    Returns:
+        The codec, and the name the client asked for it by: that is what the answer is called.
 
     Raises:
         NotAcceptable: nothing in the header can be produced.
     """
-    ranges = _parse_accept(accept) if accept and accept.strip() else [_Range("*", "*", 1.0, 0)]
+    ranges = _parse_accept(accept) if accept and accept.strip(" \t,") else [_Range("*", "*", 1.0, 0)]
     weights = {entry.media_type: _weigh(entry, ranges) for entry in CODECS}
     best = max(quality for quality, _ in weights.values())
     if best <= 0:
@@ -106,13 +120,24 @@ def choose_encoder(accept: str | None, default: str, request_format: CodecEntry)
     tied = [entry for entry in CODECS if weights[entry.media_type][0] == best]
     named = [entry for entry in tied if weights[entry.media_type][1].specificity > 0]
     if not named:
-        default_entry, _ = choose_decoder(default, default)
+        default_type = parse_media_type(default)
+        default_entry = _find(default_type)
+        if default_type is None or default_entry is None:
+            accepted = accepted_media_types()
+            raise NotAcceptable(
+                f"the default format {_shown(default)} of this server cannot be produced; "
+                f"ask by Accept for one of {', '.join(accepted)}",
+                accepted=accepted,
+            )
         if default_entry in tied:
-            return default_entry
+            return default_entry, default_type.essence
     candidates = named or tied
     if request_format in candidates:
-        return request_format
-    return min(candidates, key=lambda entry: weights[entry.media_type][1].position)
+        entry = request_format
+    else:
+        entry = min(candidates, key=lambda entry: weights[entry.media_type][1].position)
+    chosen = weights[entry.media_type][1]
+    return entry, f"{chosen.type}/{chosen.subtype}" if chosen.specificity == _EXACT else entry.media_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +159,13 @@ class _Range:
 def _parse_accept(accept: str) -> list[_Range]:
     """Parse the list; a malformed part is passed over, as it can only be a wish for something unknown."""
     ranges = []
-    for position, part in enumerate(_LIST_PART.findall(accept)):
-        media_type = parse_media_type(part)
+    for position, part in enumerate(itertools.islice(_LIST_PART.finditer(accept), _MAX_RANGES)):
+        media_type = parse_media_type(part[0])
         if media_type is None or (media_type.type == "*" and media_type.subtype != "*"):
             continue
         quality = media_type.parameters.get("q", "1")
-        ranges.append(
-            _Range(media_type.type, media_type.subtype, float(quality) if _QUALITY.match(quality) else 0.0, position)
-        )
+        if _QUALITY.match(quality):
+            ranges.append(_Range(media_type.type, media_type.subtype, min(1.0, float(quality)), position))
     return ranges
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _OPEN_AXIS_GUESSES = (16, 1, 8, 64, 224)
 """Lengths tried for axes the graph leaves open: token sequences, single columns, images."""
 _BUDGET_S = 5.0
-_RUNG_MIN_SECONDS, _RUNG_MIN_RUNS, _RUNG_MAX_RUNS = 0.005, 2, 20
+_RUNG_MIN_SECONDS, _RUNG_MIN_RUNS, _RUNG_MAX_RUNS = 0.05, 2, 20
 
 
 @dataclass(frozen=True, slots=True)

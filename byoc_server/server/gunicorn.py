@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -37,7 +38,7 @@ _DEATHS, _DEATHS_WINDOW_S = 5, 60.0
 see one that is half alive."""
 
 
-class MemoryHeartbeat(WorkerTmp):
+class MemoryHeartbeat(WorkerTmp):  # type: ignore[misc]  # gunicorn ships no types
     """A worker's heartbeat file, in memory: it works with a read-only root and without any temporary folder."""
 
     def __init__(self, cfg: Any) -> None:
@@ -49,14 +50,14 @@ class MemoryHeartbeat(WorkerTmp):
 gunicorn.workers.base.WorkerTmp = MemoryHeartbeat
 
 
-class ServerLogger(Logger):
+class ServerLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
     """Leaves gunicorn's loggers as ``telemetry.logging`` configured them."""
 
     def setup(self, cfg: Any) -> None:
         """Set up nothing."""
 
 
-class Worker(UvicornWorker):
+class Worker(UvicornWorker):  # type: ignore[misc]  # gunicorn ships no types
     """One serving process."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -81,23 +82,28 @@ class Worker(UvicornWorker):
             ready_first=board.any_ready,
         )
         self.config.app = app
-        beat = asyncio.get_running_loop().create_task(self._beat())
-        self._install_sigquit_handler()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)  # SIGINT, from the parent
+        beat = loop.create_task(self._beat(server))
         await server.serve(sockets=self.sockets)
         beat.cancel()
         if server.failure is not None:
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+            sys.exit(1)  # not WORKER_BOOT_ERROR, at which the parent stumbles when a second worker has it too
         if not app.clean:
             exit_now(0)
 
-    async def _beat(self) -> None:
-        """Show the parent that the event loop turns, also while the model loads."""
+    async def _beat(self, server: DrainingServer) -> None:
+        """Show the parent that the event loop turns, also while the model loads, and end when it is gone."""
         while True:
             self.notify()
+            if os.getppid() != self.ppid:
+                server.should_exit = True
+            if server.should_exit and not server.started and server.failure is None:
+                exit_now(0)  # a replacement that still loads; uvicorn would finish its start first
             await asyncio.sleep(1)
 
 
-class Application(BaseApplication):
+class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn, configured from ``Settings`` alone: no configuration file, no variables of its own.
 
     Args:
@@ -136,8 +142,10 @@ class Application(BaseApplication):
 
     def _on_worker_exit(self, arbiter: Arbiter, worker: Worker) -> None:
         self.board.set_gone(worker.age)
-        if not arbiter.LISTENERS or self.board.failure:  # the server is ending, and so are its workers
+        if not arbiter.LISTENERS:  # the server is ending, and so are its workers
             return
+        if self.board.failure:
+            raise HaltServer(self.board.failure, 1)
         now_s = time.monotonic()
         self._deaths.append(now_s)
         if len(self._deaths) == _DEATHS and now_s - self._deaths[0] < _DEATHS_WINDOW_S:
@@ -157,11 +165,14 @@ def run(settings: Settings, model_path: Path, listener: socket.socket) -> int:
     Raises:
         StartupError: the model could not be loaded, or workers died again and again.
     """
+    parent = os.getpid()
     application = Application(settings, model_path, listener)
     logging.getLogger("gunicorn.error").addFilter(lambda record: not application.board.failure)
     try:
         Arbiter(application).run()
     except SystemExit as stop:
+        if os.getpid() != parent:  # a worker ends the same way
+            raise
         if application.board.failure:
             raise StartupError(application.board.failure) from None
         return stop.code if isinstance(stop.code, int) else 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from byoc_server import __version__
+from byoc_server.codecs.base import accepted_media_types, codecs_by_media_type
 from byoc_server.config import Settings
 from byoc_server.errors import SettingsError
 from byoc_server.models.repository import ModelSource, find_model
@@ -35,12 +36,22 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
     configure(settings.log_level, resolve_format(settings.log_format))
     if environ.get("SAGEMAKER_MULTI_MODEL", "").lower() == "true":
         raise SettingsError("SAGEMAKER_MULTI_MODEL=true: multi-model endpoints are not supported; use Mode=SingleModel")
+    _require_known_formats(settings)
     source = find_model(settings.model, environ)
     listener = listen(settings.host, settings.port)
     _log_start(settings, source, listener.getsockname()[1])
     supervisor = importlib.import_module(_SUPERVISORS[settings.workers > 1])
     code: int = supervisor.run(settings, source.path, listener)
     return code
+
+
+def _require_known_formats(settings: Settings) -> None:
+    known = codecs_by_media_type()
+    for name in ("default_content_type", "default_accept"):
+        media_type: str = getattr(settings, name)
+        if media_type.partition(";")[0].strip().lower() not in known:
+            accepted = ", ".join(accepted_media_types())
+            raise SettingsError(f"{name}={media_type}: this server has no such format; use one of {accepted}")
 
 
 def _log_start(settings: Settings, source: ModelSource, port: int) -> None:
@@ -55,7 +66,7 @@ def _log_start(settings: Settings, source: ModelSource, port: int) -> None:
         port,
         extra={
             "event": "start",
-            "version": importlib.metadata.version("byoc-server"),
+            "version": __version__,
             "python": platform.python_version(),
             "pid": os.getpid(),
             "model": str(Path(source.path)),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 from pathlib import Path
 
 from byoc_server.config import Settings
-from byoc_server.errors import StartupError
 from byoc_server.server.draining import DrainingServer
 from byoc_server.server.worker import build_app, uvicorn_config
+
+_PID_1 = 1
 
 
 def run(settings: Settings, model_path: Path, listener: socket.socket) -> int:
@@ -23,14 +25,13 @@ def run(settings: Settings, model_path: Path, listener: socket.socket) -> int:
     Raises:
         StartupError: the model could not be loaded.
     """
-    server: DrainingServer
-
-    def fail(error: StartupError) -> None:
-        server.fail(error)
-
-    app = build_app(settings, model_path, fail)
-    config = uvicorn_config(settings, app)
+    if os.getpid() == _PID_1:
+        # Orphans of the container (of an exec, say) become children of this process, and it has none of its own. With
+        # the signal ignored the kernel buries them (wait(2)).
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    config = uvicorn_config(settings)
     server = DrainingServer(config)
+    app = config.app = build_app(settings, model_path, server.fail)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[listener]))
     if server.failure is not None:

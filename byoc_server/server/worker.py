@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,8 @@ from byoc_server.http.app import App
 from byoc_server.models.model import load_model
 from byoc_server.server.draining import DrainingProtocol
 from byoc_server.server.listener import BACKLOG
+
+_SWITCH_INTERVAL_S = 0.0005
 
 
 def inference_threads(settings: Settings) -> int:
@@ -34,14 +38,34 @@ def build_app(
     ready_first: bool = False,
 ) -> App:
     """Build the application of one process. See ``App``."""
+
+    def ready() -> None:
+        tune_interpreter()
+        on_ready()
+
     load = partial(load_model, model_path, EngineOptions(inference_threads(settings)), settings.max_batch_size)
-    return App(settings, load, on_failure, on_ready, all_ready, ready_first=ready_first)
+    return App(settings, load, on_failure, ready, all_ready, ready_first=ready_first)
 
 
-def uvicorn_config(settings: Settings, app: App | None = None) -> uvicorn.Config:
+def tune_interpreter() -> None:
+    """Fit the interpreter to serving, once everything that lives as long as the server is there.
+
+    Serving makes no reference cycles, so the default of a garbage collection every 700 new objects only costs time: a
+    tenth of a small request, and tens of milliseconds at the worst percentile whenever all modules are walked through.
+
+    A worker thread that comes back from the engine waits for the event loop to let go of the interpreter, by default
+    up to 5 ms: as long as many a batch.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+
+
+def uvicorn_config(settings: Settings) -> uvicorn.Config:
     """Configure uvicorn: the fast loop and parser, none of the parts an inference server has no use for."""
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]  # gunicorn's worker fills it in after the fork
+        "",  # the application follows once there is a server to tell of its failure
         loop="uvloop",
         http=DrainingProtocol,
         ws="none",

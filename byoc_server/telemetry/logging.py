@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import time
+from functools import lru_cache
 from typing import TextIO
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -45,7 +46,17 @@ def resolve_format(setting: str, stream: TextIO | None = None) -> str:
 def timestamp(seconds: float) -> str:
     """UTC in ISO 8601 with milliseconds."""
     whole = int(seconds)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1000):03d}Z"
+    return f"{_utc_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=1)
+def _utc_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def local_clock(seconds: float) -> str:
+    """Local time of day with milliseconds."""
+    return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{int(seconds % 1 * 1000):03d}"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -77,7 +88,6 @@ class TextFormatter(logging.Formatter):
         """Format one record."""
         fields = _fields(record)
         fields.pop("event", None)
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        text = f"{clock}.{int(record.msecs):03d} {record.levelname.lower():<7} {record.getMessage()}"
+        text = f"{local_clock(record.created)} {record.levelname.lower():<7} {record.getMessage()}"
         text += "".join(f" {key}={value}" for key, value in fields.items())
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text

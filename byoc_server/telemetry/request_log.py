@@ -8,39 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from select import PIPE_BUF
 from typing import BinaryIO
 
 import orjson
 
 from byoc_server.errors import ByocError
-from byoc_server.telemetry.logging import timestamp
+from byoc_server.telemetry.logging import local_clock, timestamp
 
 _FLUSH_RECORDS = 512
 """Written at once when so many have gathered in one turn."""
 
 
-@dataclass(slots=True)
-class RequestRecord:
-    """What the log keeps of one invocation.
-
-    Attributes:
-        id: the request id.
-        status: of the answer.
-        duration_s: from the head to the answer.
-        rows: records in the request; 0 when it was refused before they were counted.
-        request_bytes: size of the body.
-        response_bytes: size of the answer's body.
-        error: what went wrong, if anything.
-    """
-
-    id: str
-    status: int
-    duration_s: float
-    rows: int
-    request_bytes: int
-    response_bytes: int
-    error: ByocError | None
+Record = tuple[str, int, float, int, int, int, ByocError | None]
+"""Request id, status, seconds from head to answer, rows (0 when refused before they were counted), bytes of the
+request's body, bytes of the answer's body, and what went wrong, if anything."""
 
 
 class RequestLog:
@@ -55,14 +38,14 @@ class RequestLog:
     def __init__(self, which: str, log_format: str, stream: BinaryIO) -> None:
         self._errors_only = which == "errors"
         self._off = which == "off"
-        self._format = _json_line if log_format == "json" else _text_line
+        self._is_json = log_format == "json"
         self._stream = stream
-        self._records: list[RequestRecord] = []
+        self._records: list[Record] = []
         self._loop = asyncio.get_running_loop()
 
-    def add(self, record: RequestRecord) -> None:
+    def add(self, record: Record) -> None:
         """Take a record; it is written at the end of this turn of the event loop."""
-        if self._off or (self._errors_only and record.status < 400):
+        if self._off or (self._errors_only and record[1] < 400):
             return
         if not self._records:
             self._loop.call_soon(self.flush)
@@ -71,45 +54,62 @@ class RequestLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has gathered."""
+        """Write what has gathered. All of it gets the time of the writing, which is within the same turn."""
         if not self._records:
             return
         records, self._records = self._records, []
         now_s = time.time()
-        lines = [self._format(record, now_s) for record in records]
+        if self._is_json:
+            now = timestamp(now_s)
+            lines = [_json_line(record, now) for record in records]
+        else:
+            now = local_clock(now_s)
+            lines = [_text_line(record, now) for record in records]
         try:
-            self._stream.write(b"\n".join(lines) + b"\n")
-            self._stream.flush()
+            for piece in _pieces(lines):
+                self._stream.write(piece)
+                self._stream.flush()
         except (OSError, ValueError):  # nobody reads the log any more; requests are served all the same
             self._off = True
+
+
+def _pieces(lines: Sequence[bytes]) -> Iterator[bytes]:
+    """Join lines to pieces a pipe takes as a whole, so that lines of several processes do not end up in each other."""
+    start, size = 0, 0
+    for end, line in enumerate(lines):
+        if size + len(line) > PIPE_BUF and size:
+            yield b"".join(lines[start:end])
+            start, size = end, 0
+        size += len(line)
+    yield b"".join(lines[start:])
 
 
 def _level(status: int) -> str:
     return "info" if status < 400 else "warning" if status < 500 else "error"
 
 
-def _json_line(record: RequestRecord, now_s: float) -> bytes:
+def _json_line(record: Record, now: str) -> bytes:
+    request_id, status, duration_s, rows, request_bytes, response_bytes, error = record
     line: dict[str, object] = {
-        "time": timestamp(now_s),
-        "level": _level(record.status),
+        "time": now,
+        "level": _level(status),
         "event": "request",
-        "id": record.id,
-        "status": record.status,
-        "duration_ms": round(record.duration_s * 1000, 3),
-        "rows": record.rows,
-        "request_bytes": record.request_bytes,
-        "response_bytes": record.response_bytes,
+        "id": request_id,
+        "status": status,
+        "duration_ms": round(duration_s * 1000, 3),
+        "rows": rows,
+        "request_bytes": request_bytes,
+        "response_bytes": response_bytes,
     }
-    if record.error is not None:
-        line |= {"code": record.error.code, "message": record.error.message}
-    return orjson.dumps(line)
+    if error is not None:
+        line["code"], line["message"] = error.code, error.message
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _text_line(record: RequestRecord, now_s: float) -> bytes:
-    clock = time.strftime("%H:%M:%S", time.localtime(now_s))
-    error = f" {record.error.code}: {record.error.message!a}" if record.error is not None else ""
+def _text_line(record: Record, now: str) -> bytes:
+    request_id, status, duration_s, rows, request_bytes, response_bytes, error = record
+    reason = f" {error.code}: {error.message!a}" if error is not None else ""
     return (
-        f"{clock}.{int(now_s % 1 * 1000):03d} {_level(record.status):<7} request {record.status} "
-        f"{record.duration_s * 1000:.1f} ms rows={record.rows} in={record.request_bytes} B "
-        f"out={record.response_bytes} B id={record.id!a}{error}"
+        f"{now} {_level(status):<7} request {status} {duration_s * 1000:.1f} ms rows={rows} "
+        f"in={request_bytes} B out={response_bytes} B id={request_id!a}{reason}\n"
     ).encode()

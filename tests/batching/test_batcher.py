@@ -1,0 +1,357 @@
+"""The asyncio shell, with a real event loop and a real worker thread; the engine is a function."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from byoc_server.batching.batcher import Batcher
+from byoc_server.batching.collate import Infer
+from byoc_server.batching.policy import QueueLimits
+from byoc_server.batching.profile import BatchProfile
+from byoc_server.errors import ByocError, DeadlineExceeded, InferenceFailed, Overloaded
+from byoc_server.types import BatchAxis, Signature, Tensors, TensorSpec
+
+FAST = BatchProfile(((1, 1e-6), (8, 2e-6)))
+SLOW = BatchProfile(((1, 0.01), (8, 0.02)))
+FOREVER_S = 1e12
+
+
+def spec(*shape: int | None) -> Signature:
+    f32 = np.dtype(np.float32)
+    axis = BatchAxis.DYNAMIC if shape and shape[0] is None else BatchAxis.ABSENT
+    return Signature((TensorSpec("x", f32, shape),), (TensorSpec("y", f32, shape),), axis)
+
+
+def tensors(*values: float) -> Tensors:
+    return {"x": np.array(values, np.float32).reshape(-1, 1)}
+
+
+class Model:
+    """Doubles its input and remembers what it was given; waits for ``gate`` on the worker thread if there is one."""
+
+    def __init__(self, gate: threading.Event | None = None) -> None:
+        self.batches: list[list[float]] = []
+        self.threads: set[str] = set()
+        self.started = threading.Event()
+        self.gate = gate
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        values = inputs["x"].ravel().tolist()
+        self.batches.append(values)
+        self.threads.add(threading.current_thread().name)
+        self.started.set()
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        if any(v < 0 for v in values):
+            raise RuntimeError("negative")
+        return {"y": inputs["x"] * 2}
+
+
+def run(
+    scenario: Callable[[Batcher], Awaitable[None]],
+    infer: Infer,
+    profile: BatchProfile = FAST,
+    signature: Signature | None = None,
+    limits: QueueLimits | None = None,
+    clock: Callable[[], float] | None = None,
+) -> None:
+    async def main() -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix="inference") as executor:
+            batcher = Batcher(
+                infer,
+                signature or spec(None, 1),
+                limits or QueueLimits(1000, 10**6, 8),
+                profile,
+                executor,
+                *([clock] if clock else []),
+            )
+            await scenario(batcher)
+            assert batcher.idle
+
+    asyncio.run(main())
+
+
+class Answer:
+    """Collects the outcome of one request."""
+
+    def __init__(
+        self, batcher: Batcher, inputs: Tensors, deadline_s: float = FOREVER_S, rows: int | None = None
+    ) -> None:
+        self.outcomes: list[Tensors | ByocError] = []
+        self._event = asyncio.Event()
+        self.cancel = batcher.submit(inputs, rows or len(inputs["x"]), self._take, deadline_s)
+
+    def _take(self, outcome: Tensors | ByocError) -> None:
+        self.outcomes.append(outcome)
+        self._event.set()
+
+    async def wait(self) -> Tensors | ByocError:
+        await asyncio.wait_for(self._event.wait(), 10)
+        assert len(self.outcomes) == 1
+        return self.outcomes[0]
+
+    async def values(self) -> list[float]:
+        outcome = await self.wait()
+        assert isinstance(outcome, dict), outcome
+        values: list[float] = outcome["y"].ravel().tolist()
+        return values
+
+
+def test_requests_of_one_turn_run_as_one_batch_on_the_loop_thread() -> None:
+    """Checklist 43: every request gets its own rows back."""
+    model = Model()
+
+    async def scenario(batcher: Batcher) -> None:
+        answers = [Answer(batcher, tensors(i, i + 0.5)) for i in range(4)]
+        for i, answer in enumerate(answers):
+            assert await answer.values() == [2 * i, 2 * i + 1]
+
+    run(scenario, model)
+    assert model.batches == [[0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]]
+    assert model.threads == {"MainThread"}
+
+
+def test_a_slow_model_runs_on_the_worker_thread_and_the_next_batch_grows_meanwhile() -> None:
+    model = Model(gate := threading.Event())
+
+    async def scenario(batcher: Batcher) -> None:
+        first = Answer(batcher, tensors(1))
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        later = [Answer(batcher, tensors(i)) for i in (2, 3, 4)]
+        await asyncio.sleep(0.02)
+        assert model.batches == [[1]]
+        gate.set()
+        assert await first.values() == [2]
+        assert [await a.values() for a in later] == [[4], [6], [8]]
+
+    run(scenario, model, SLOW)
+    assert model.batches == [[1], [2, 3, 4]]
+    assert model.threads == {"inference_0"}
+
+
+def test_without_a_cost_model_nothing_runs_on_the_loop_thread() -> None:
+    model = Model()
+
+    async def scenario(batcher: Batcher) -> None:
+        assert await Answer(batcher, tensors(1)).values() == [2]
+
+    run(scenario, model, BatchProfile())
+    assert model.threads == {"inference_0"}
+
+
+def test_only_the_poisonous_entry_fails(caplog: pytest.LogCaptureFixture) -> None:
+    model = Model()
+
+    async def scenario(batcher: Batcher) -> None:
+        good, bad, fine = (Answer(batcher, tensors(v)) for v in (1, -1, 3))
+        assert await good.values() == [2]
+        assert await fine.values() == [6]
+        outcome = await bad.wait()
+        assert isinstance(outcome, InferenceFailed)
+        assert isinstance(outcome.__cause__, RuntimeError)
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario, model)
+    assert model.batches == [[1, -1, 3], [1], [-1], [3]]
+    assert "run again one by one" in caplog.text
+
+
+def test_outputs_that_do_not_follow_the_batch_axis_fail_cleanly() -> None:
+    async def scenario(batcher: Batcher) -> None:
+        answers = [Answer(batcher, tensors(1)), Answer(batcher, tensors(2, 3))]
+        assert isinstance(await answers[1].wait(), InferenceFailed)
+        assert await answers[0].values() == [7]
+
+    run(scenario, lambda inputs: {"y": np.full((1, 1), 7, np.float32)})
+
+
+def test_a_request_larger_than_a_batch_is_cut_and_rejoined_in_order() -> None:
+    model = Model()
+
+    async def scenario(batcher: Batcher) -> None:
+        large = Answer(batcher, tensors(*range(21)))
+        small = Answer(batcher, tensors(100))
+        assert await large.values() == [2 * i for i in range(21)]
+        assert await small.values() == [200]
+
+    run(scenario, model)
+    assert [len(b) for b in model.batches] == [8, 8, 6]
+
+
+def test_a_failing_part_fails_the_whole_large_request_once_and_the_rest_does_not_run() -> None:
+    model = Model()
+
+    async def scenario(batcher: Batcher) -> None:
+        values = [0.0] * 40
+        values[10] = -1
+        assert isinstance(await Answer(batcher, tensors(*values)).wait(), InferenceFailed)
+        await asyncio.sleep(0.01)
+
+    run(scenario, model)
+    assert [len(b) for b in model.batches] == [8, 8]
+
+
+def test_a_large_request_can_be_cancelled_as_a_whole() -> None:
+    model = Model(gate := threading.Event())
+
+    async def scenario(batcher: Batcher) -> None:
+        large = Answer(batcher, tensors(*range(40)))
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        large.cancel()
+        gate.set()
+        assert await Answer(batcher, tensors(5)).values() == [10]
+        assert large.outcomes == []
+
+    run(scenario, model, SLOW)
+    assert model.batches == [list(range(8)), [5]]
+
+
+def test_records_of_different_shapes_never_share_a_batch() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def infer(inputs: Tensors) -> Tensors:
+        shapes.append(inputs["x"].shape)
+        return {"y": inputs["x"]}
+
+    async def scenario(batcher: Batcher) -> None:
+        answers = [Answer(batcher, {"x": np.zeros((1, n), np.float32)}) for n in (3, 5, 3)]
+        for answer in answers:
+            await answer.wait()
+
+    run(scenario, infer, signature=spec(None, None))
+    assert shapes == [(2, 3), (1, 5)]
+
+
+def test_without_a_batch_axis_every_request_is_one_run_of_its_own_shape() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def infer(inputs: Tensors) -> Tensors:
+        shapes.append(inputs["x"].shape)
+        return {"y": inputs["x"].sum(keepdims=True)}
+
+    async def scenario(batcher: Batcher) -> None:
+        answers = [Answer(batcher, {"x": np.ones(4, np.float32)}, rows=1) for _ in range(2)]
+        for answer in answers:
+            assert await answer.values() == [4]
+
+    run(scenario, infer, signature=spec(4), limits=QueueLimits(100, 10**6, 1))
+    assert shapes == [(4,), (4,)]
+
+
+def test_a_cancelled_entry_never_runs_and_is_never_answered() -> None:
+    model = Model(gate := threading.Event())
+
+    async def scenario(batcher: Batcher) -> None:
+        running = Answer(batcher, tensors(1))
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        gone, stays = Answer(batcher, tensors(2)), Answer(batcher, tensors(3))
+        gone.cancel()
+        running.cancel()
+        gone.cancel()
+        gate.set()
+        assert await stays.values() == [6]
+        assert gone.outcomes == running.outcomes == []
+
+    run(scenario, model, SLOW)
+    assert model.batches == [[1], [3]]
+
+
+def test_only_cancelled_entries_left_means_idle() -> None:
+    async def scenario(batcher: Batcher) -> None:
+        Answer(batcher, tensors(1)).cancel()
+        await asyncio.sleep(0.01)
+
+    model = Model()
+    run(scenario, model)
+    assert model.batches == []
+
+
+def test_the_deadline_is_kept_while_the_engine_is_busy() -> None:
+    """A request that runs too long, and one that waits behind it, are answered at their deadline, not after the run."""
+    model = Model(gate := threading.Event())
+    now = [0.0]
+
+    async def scenario(batcher: Batcher) -> None:
+        running = Answer(batcher, tensors(1), deadline_s=0.02)
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        waiting = Answer(batcher, tensors(2), deadline_s=0.03)
+        patient = Answer(batcher, tensors(3), deadline_s=100.0)
+        now[0] = 1.0
+        assert isinstance(await running.wait(), DeadlineExceeded)
+        assert isinstance(await waiting.wait(), DeadlineExceeded)
+        await asyncio.sleep(0.01)
+        gate.set()
+        assert await patient.values() == [6]
+
+    run(scenario, model, SLOW, clock=lambda: now[0])
+    assert model.batches == [[1], [3]]
+
+
+def test_what_is_overdue_when_its_turn_comes_does_not_run() -> None:
+    model = Model()
+    now = [0.0]
+
+    async def scenario(batcher: Batcher) -> None:
+        stale = Answer(batcher, tensors(1), deadline_s=1.0)
+        now[0] = 2.0
+        assert isinstance(await stale.wait(), DeadlineExceeded)
+
+    run(scenario, model, clock=lambda: now[0])
+    assert model.batches == []
+
+
+def test_a_long_queue_of_overdue_entries_does_not_stop_the_batcher() -> None:
+    model = Model()
+    now = [0.0]
+
+    async def scenario(batcher: Batcher) -> None:
+        stale = [Answer(batcher, tensors(i), deadline_s=1.0) for i in range(400)]
+        fresh = Answer(batcher, tensors(5), deadline_s=100.0)
+        now[0] = 2.0
+        assert await fresh.values() == [10]
+        for answer in stale:
+            assert isinstance(await answer.wait(), DeadlineExceeded)
+
+    run(scenario, model, clock=lambda: now[0])
+    assert model.batches == [[5]]
+
+
+def test_a_full_queue_refuses_at_once_and_recovers() -> None:
+    model = Model(gate := threading.Event())
+
+    async def scenario(batcher: Batcher) -> None:
+        first = Answer(batcher, tensors(1))
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        queued = [Answer(batcher, tensors(i)) for i in (2, 3)]
+        with pytest.raises(Overloaded):
+            Answer(batcher, tensors(4))
+        gate.set()
+        for answer in (first, *queued):
+            await answer.wait()
+        assert await Answer(batcher, tensors(5)).values() == [10]
+
+    run(scenario, model, SLOW, limits=QueueLimits(2, 10**6, 8))
+
+
+def test_a_reply_that_fails_does_not_keep_its_neighbours_from_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        def broken(outcome: object) -> None:
+            raise ValueError("broken reply")
+
+        batcher.submit(tensors(1), 1, broken, FOREVER_S)
+        assert await Answer(batcher, tensors(2)).values() == [4]
+
+    run(scenario, Model())
+    assert "broken reply" in caplog.text

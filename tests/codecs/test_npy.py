@@ -1,0 +1,399 @@
+"""``application/x-npy``: good files of every kind, and headers that lie."""
+
+from __future__ import annotations
+
+import io
+import pickle  # noqa: TID251  # to show that nothing here is unpickled
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.lib import format as npy_format
+
+from byoc_server.codecs.npy import decode, encode
+from byoc_server.errors import InvalidPayload, NotAcceptable
+from byoc_server.types import Array, BatchAxis, Signature
+from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, assert_same, one, several, texts
+
+
+def saved(array: Any, version: tuple[int, int] | None = None) -> bytes:
+    stream = io.BytesIO()
+    npy_format.write_array(stream, np.asanyarray(array), version=version)
+    return stream.getvalue()
+
+
+def forged(header: str, data: bytes = b"", version: int = 1) -> bytes:
+    text = header.encode("latin-1")
+    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", len(text)) + text + data
+
+
+def dressed(descr: str, shape: str, data: bytes = b"") -> bytes:
+    return forged(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}", data)
+
+
+def read(body: bytes, signature: Signature) -> Any:
+    tensors = decode(body, signature, OPTIONS)
+    return tensors[signature.inputs[0].name] if signature.sole_input else tensors
+
+
+def refusal(body: bytes, signature: Signature) -> InvalidPayload:
+    with pytest.raises(InvalidPayload) as caught:
+        decode(body, signature, OPTIONS)
+    assert len(caught.value.message) < 400
+    return caught.value
+
+
+GRID = np.arange(8).reshape(2, 4)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        GRID.astype(np.float32),
+        GRID.astype(np.float64),
+        GRID.astype(np.float16),
+        GRID.astype(np.longdouble),
+        GRID.astype(">f4"),
+        GRID.astype(">f8"),
+        GRID.astype(">i2"),
+        GRID.astype(np.uint64),
+        np.asfortranarray(GRID.astype(np.float32)),
+        np.asfortranarray(GRID.astype(">f8")),
+        GRID.astype(np.float32)[:, ::-1][:, ::-1],
+    ],
+)
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_plain_arrays(array: Array, version: tuple[int, int]) -> None:
+    """Checklist 80."""
+    result = read(saved(array, version), one())
+    assert_same(result, GRID.astype(np.float32))
+    assert result.dtype.isnative
+    assert result.flags.c_contiguous
+
+
+def test_data_of_the_right_kind_is_not_copied() -> None:
+    body = saved(GRID.astype(np.float32))
+    assert np.shares_memory(read(body, one()), np.frombuffer(body, np.uint8))
+
+
+def test_data_at_odd_places_is_aligned() -> None:
+    for pad in range(8):
+        body = dressed("'<f8'", "(2,)" + " " * pad, np.array([1.5, 2.5]).tobytes())
+        result = read(body, one("float64", (None,)))
+        assert result.flags.aligned
+        assert_same(result, np.array([1.5, 2.5]))
+
+
+@pytest.mark.parametrize(
+    ("array", "signature", "expected"),
+    [
+        (np.zeros(4), one(), np.zeros((1, 4), np.float32)),
+        (np.zeros((2, 4)), one(), np.zeros((2, 4), np.float32)),
+        (np.zeros(3), one(shape=(None, None)), np.zeros((1, 3), np.float32)),
+        (np.zeros(3), one(shape=(None, 1)), np.zeros((3, 1), np.float32)),
+        (np.zeros(1), one(shape=(None, 1)), np.zeros((1, 1), np.float32)),
+        (np.zeros(3), one(shape=(None,)), np.zeros(3, np.float32)),
+        (np.float64(3), one(shape=(None,)), np.array([3], np.float32)),
+        (np.zeros((2, 3, 4, 5)), one(shape=(None, 3, 4, 5)), np.zeros((2, 3, 4, 5), np.float32)),
+        (np.zeros((3, 4, 5)), one(shape=(None, 3, 4, 5)), np.zeros((1, 3, 4, 5), np.float32)),
+        (np.zeros((2, 2)), one(shape=(2, 2), batch_axis=ABSENT), np.zeros((2, 2), np.float32)),
+        (np.float32(1), one(shape=(), batch_axis=ABSENT), np.array(1, np.float32)),
+        (np.zeros((9, 4)), one(shape=(8, 4), batch_axis=BatchAxis.FIXED), np.zeros((9, 4), np.float32)),
+    ],
+)
+def test_shapes(array: Array, signature: Signature, expected: Array) -> None:
+    assert_same(read(saved(array), signature), expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "signature", "words"),
+    [
+        (np.zeros(3), one(), "body: expected shape [?, 4], got [3]"),
+        (np.zeros((2, 3)), one(), "body: expected shape [?, 4], got [2, 3]"),
+        (np.float32(3), one(), "body: expected shape [?, 4], got []"),
+        (np.zeros((2, 1, 4)), one(), "body: expected shape [?, 4], got [2, 1, 4]"),
+        (np.zeros((1, 2, 2)), one(shape=(2, 2), batch_axis=ABSENT), "body: expected shape [2, 2], got [1, 2, 2]"),
+    ],
+)
+def test_shapes_that_do_not_fit(array: Array, signature: Signature, words: str) -> None:
+    assert refusal(saved(array), signature).message == words
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.array([-128, 127]), "int8"),
+        (np.array([0, 255], np.float32), "uint8"),
+        (np.array([-(2.0**53), 2.0**53]), "int64"),
+        (np.array([2**64 - 1], np.uint64), "uint64"),
+        (np.array([5, 7], np.float16), "int64"),
+        (np.array([True, False]), "int32"),
+        (np.array([True, False]), "float16"),
+        (np.array([1, 0]), "bool"),
+        (np.array([True, False]), "bool"),
+        (np.array([2**63 - 1]), "int64"),
+        (np.array([np.nan, np.inf, -np.inf]), "float16"),
+        (np.array([1e-50]), "float32"),
+    ],
+)
+def test_conversions(values: Array, dtype: str) -> None:
+    assert_same(read(saved(values), one(dtype, (None,))), values.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.array([128]), "int8"),
+        (np.array([-1]), "uint64"),
+        (np.array([2**63], np.uint64), "int64"),
+        (np.array([0.5]), "int64"),
+        (np.array([np.nan]), "int64"),
+        (np.array([np.inf]), "int64"),
+        (np.array([np.inf], np.float16), "int8"),
+        (np.array([2.0**60]), "int64"),
+        (np.array([1e39]), "float32"),
+        (np.array([1e5]), "float16"),
+        (np.array([100_000]), "float16"),
+        (np.array([2]), "bool"),
+        (np.array([1.0]), "bool"),
+        (np.array([1j]), "float32"),
+        (np.array(["1"]), "float32"),
+        (np.array(["2020-01-01"], "M8[s]"), "int64"),
+        (np.array([b"abc"]), "float32"),
+        (np.array([b"abcd"], "V4"), "float32"),
+        (np.array([1.0]), "string"),
+    ],
+)
+def test_conversions_that_would_change_values(values: Array, dtype: str) -> None:
+    error = refusal(saved(values), one(dtype, (None,)))
+    assert error.message == f"body: dtype {values.dtype.name} does not convert to {dtype} without changing values"
+
+
+def test_booleans_are_normal_whatever_their_bytes() -> None:
+    for dtype in ("bool", "uint8", "float32"):
+        result = read(dressed("'|b1'", "(3,)", b"\x00\x01\x07"), one(dtype, (None,)))
+        assert result.astype(dtype).view("u1" if dtype == "bool" else dtype).tolist() == [0, 1, 1]
+
+
+def test_strings() -> None:
+    signature = one("string", (None,))
+    for values in (np.array(["", "a", "\u00e4\u20ac\U0001f600"]), np.array(["", "a", "\u00e4\u20ac\U0001f600"], ">U9")):
+        assert_same(read(saved(values), signature), texts(["", "a", "\u00e4\u20ac\U0001f600"]))
+    assert_same(read(saved(np.array([b"", b"a", "\u00e4".encode()])), signature), texts(["", "a", "\u00e4"]))
+    assert_same(read(saved(np.array([["a"], ["b"]])), one("string", (None, 1))), texts([["a"], ["b"]]))
+    assert_same(read(saved(np.array("a")), one("string", (), ABSENT)), texts("a"))
+    assert_same(read(saved(np.array(b"a")), one("string", (), ABSENT)), texts("a"))
+
+
+@pytest.mark.parametrize("point", [0xD800, 0xDFFF, 0x110000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_impossible_characters(point: int) -> None:
+    assert (
+        "does not convert"
+        in refusal(dressed("'<U1'", "(1,)", struct.pack("<I", point)), one("string", (None,))).message
+    )
+    assert (
+        "does not convert"
+        in refusal(dressed("'>U1'", "(1,)", struct.pack(">I", point)), one("string", (None,))).message
+    )
+    assert "does not convert" in refusal(dressed("'|S1'", "(1,)", b"\xff"), one("string", (None,))).message
+
+
+TWO = several(("a", "float32", (None, 2)), ("s", "string", (None,)))
+
+
+def test_structured_arrays() -> None:
+    table = np.array([("x", [1, 2]), ("yy", [3, 4])], [("s", "U2"), ("a", ">f8", (2,))])
+    tensors = read(saved(table), TWO)
+    assert list(tensors) == ["a", "s"]
+    assert_same(tensors["a"], np.array([[1, 2], [3, 4]], np.float32))
+    assert_same(tensors["s"], texts(["x", "yy"]))
+    flags = several(("f", "bool", (None,)), ("n", "int8", (None,)))
+    tensors = read(saved(np.array([(True, 1), (False, 2)], [("f", "?"), ("n", "i1")])), flags)
+    assert tensors["f"].tolist() == [True, False]
+    absent = several(("a", "float32", (2,)), ("b", "int64", ()), batch_axis=ABSENT)
+    tensors = read(saved(np.array(([1, 2], 3), [("a", "f4", (2,)), ("b", "i8")])), absent)
+    assert_same(tensors["b"], np.array(3))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [
+        ([("a", "f4", (2,))], "body: missing 's'; the model's inputs are a: float32[?, 2], s: string[?]"),
+        ([("a", "f4", (2,)), ("s", "U1"), ("c", "f4")], "body: unknown 'c'"),
+        ([("a", "f4", (3,)), ("s", "U1")], "a: expected shape [?, 2], got [1, 3]"),
+        ([("a", "f4", (2,)), ("s", "f4")], "s: dtype float32 does not convert to string"),
+        ([("a", [("b", "f4")]), ("s", "U1")], "a: dtype void32 does not convert"),
+    ],
+)
+def test_structured_arrays_that_do_not_fit(dtype: Any, words: str) -> None:
+    assert words in refusal(saved(np.zeros(1, dtype)), TWO).message
+
+
+def test_a_plain_array_for_several_inputs() -> None:
+    assert refusal(saved(GRID), TWO).message == (
+        "the model has several inputs: expected a structured array with the fields 'a', 's'"
+    )
+
+
+class _Bomb:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("the body was unpickled",))
+
+
+def test_nothing_is_unpickled() -> None:
+    """Checklist 46."""
+    header = "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"
+    for body in (forged(header, pickle.dumps(_Bomb())), forged(header.replace("'|O'", "[('a', '|O')]"), b"\0" * 8)):
+        error = refusal(body, one("string", (None,)))
+        assert error.message.startswith("the array holds pickled objects, which are never loaded")
+    assert "does not start with" in refusal(pickle.dumps(_Bomb()), one()).message
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "(2**63,)",
+        f"({2**63},)",
+        f"({2**63 - 1},)",
+        f"(0, {2**62})",
+        f"({2**62}, {2**62}, 0)",
+        "(-1,)",
+        "(-2, -2)",
+        "(0,)",
+    ]
+    + ["(2, 0)", "(3,)", "(1,)", "()", "2", "(2.0,)", "('2',)", "(None,)", "[2]", "(True, 3)", "(2,)" * 2]
+    + [f"({'0x' + 'f' * 9000},)", f"({'9' * 9000},)", f"({'1,' * 40})", f"({f'{2**62},' * 32})", f"({'2,' * 5000})"],
+)
+@pytest.mark.parametrize("descr", ["'<f4'", "'<U0'", "'|V0'", "'|S0'", "[('x', '<U0')]", "[]", "('<f4', (3,))"])
+def test_shapes_that_lie(shape: str, descr: str) -> None:
+    """Checklist 84: sizes are checked before memory is taken."""
+    for signature in (one(shape=(None,)), one("string", (None,)), one(shape=(2**40,), batch_axis=ABSENT)):
+        refusal(dressed(descr, shape, b"\0" * 8), signature)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "{",
+        "{'descr': (",
+        "(" * 5000,
+        "[" * 150,
+        "-" * 9000 + "1",
+        "{'descr': '<f4'}",
+        "1L",
+        "{1: 2}",
+        "[]",
+        "'a'",
+        "None",
+    ]
+    + [
+        "'\\",
+        "{'descr': '\\x'}",
+        "\x00",
+        "\xff" * 10,
+        "{'descr': '<f4', 'fortran_order': 0, 'shape': (2,)}",
+        "  x\n y\n",
+    ]
+    + ["lambda: 0", "__import__('os')", "1+1j", "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), 'x': 1}"],
+)
+def test_headers_that_do_not_parse(header: str) -> None:
+    for version in (1, 2):
+        assert "header" in refusal(forged(header, b"\0" * 8, version), one(shape=(None,))).message
+
+
+@pytest.mark.parametrize(
+    "descr",
+    [
+        "None",
+        "5",
+        "'x'",
+        "'<f99'",
+        "('<f4',)",
+        "()",
+        "((), ())",
+        "[()]",
+        "[('a',)]",
+        "[('a', '<f4', -1)]",
+        "{'a': 1}",
+        "''",
+    ]
+    + ["[('a', '<f4'), ('a', '<f4')]", "[('x', '<f4', (2**99,))]", "b'<f4'", "'<f4,<f4'", "['<f4']", "('<f4', (2, 3))"]
+    + ["[('', '|V4')]", "[(('t', 'x'), '<f4', (2147483647, 2147483647))]", "('|O', (1,))", "'<M8[99999999999s]'"],
+)
+def test_dtypes_that_lie(descr: str) -> None:
+    refusal(dressed(descr, "(2,)", b"\0" * 8), one("int64", (None,)))
+
+
+@pytest.mark.filterwarnings("ignore:Reading .*required additional header parsing")
+def test_a_header_of_python_2() -> None:
+    assert read(dressed("'<f4'", "(2L,)", b"\0" * 8), one(shape=(None,))).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "body is not an .npy file: it does not start with the bytes 93 4E 55 4D 50 59"),
+        (b"\x93NUMP", "does not start with"),
+        (b"[[1, 2]]", "does not start with"),
+        (b"\x93NUMPY", "not an .npy file of version 1 or 2"),
+        (b"\x93NUMPY\x01\x00\x00", "not an .npy file of version 1 or 2"),
+        (b"\x93NUMPY\x02\x00\x00\x00\x00", "not an .npy file of version 1 or 2"),
+        (forged("{}", version=3), "not an .npy file of version 1 or 2"),
+        (forged("{}", version=0), "not an .npy file of version 1 or 2"),
+        (b"\x93NUMPY\x01\x00\xff\xff", "claims to end at byte 65545; the body has 10 bytes, the limit is 16384"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "claims to end at byte 4294967307"),
+        (saved(GRID)[:-1], "declares shape [2, 4] of int64, 64 bytes; the body has 63"),
+        (saved(GRID) + b"\0", "declares shape [2, 4] of int64, 64 bytes; the body has 65"),
+        (saved(GRID)[:100], "claims to end at byte 128"),
+        (saved(np.zeros((0, 4))), "declares shape [0, 4] of float64, 0 bytes"),
+    ],
+)
+def test_files_that_are_cut_or_grown(body: bytes, words: str) -> None:
+    assert words in refusal(body, one()).message
+
+
+@pytest.mark.parametrize(
+    ("signature", "array"),
+    [
+        (one(), GRID.astype(np.float32)),
+        (one("float16", (None,)), np.array([0.1, np.nan, np.inf], np.float16)),
+        (one("uint64", (None,)), np.array([2**64 - 1], np.uint64)),
+        (one("bool", (None, 1)), np.array([[True], [False]])),
+        (one(shape=(None, 2, 2)), np.arange(8, dtype=np.float32).reshape(2, 2, 2).transpose(0, 2, 1)),
+        (one(shape=(), batch_axis=ABSENT), np.array(1.5, np.float32)),
+    ],
+)
+def test_one_output(signature: Signature, array: Array) -> None:
+    """Checklist 80."""
+    body = encode({"y": array}, signature, ENCODE)
+    assert_same(np.load(io.BytesIO(body), allow_pickle=False), np.ascontiguousarray(array).reshape(array.shape))
+    assert_same(read(body, signature), np.ascontiguousarray(array).reshape(array.shape))
+
+
+def test_string_output() -> None:
+    body = encode({"y": texts(["a", "", "\u00e4"])}, one("string", (None,)), ENCODE)
+    assert np.load(io.BytesIO(body), allow_pickle=False).tolist() == ["a", "", "\u00e4"]
+    assert_same(read(encode({"y": texts([""])}, one("string", (None,)), ENCODE), one("string", (None,))), texts([""]))
+
+
+def test_several_outputs() -> None:
+    tensors = {"a": np.array([[1, 2], [3, 4]], np.float32), "s": texts(["x", "yy"])}
+    body = encode(tensors, TWO, ENCODE)
+    table = np.load(io.BytesIO(body), allow_pickle=False)
+    assert table.shape == (2,)
+    assert table.dtype.names == ("a", "s")
+    assert read(body, TWO)["s"].tolist() == ["x", "yy"]
+    absent = several(("a", "float32", (2,)), ("b", "int64", ()), batch_axis=ABSENT)
+    body = encode({"a": np.array([1, 2], np.float32), "b": np.array(3)}, absent, ENCODE)
+    assert np.load(io.BytesIO(body), allow_pickle=False).shape == ()
+
+
+def test_outputs_that_npy_cannot_carry() -> None:
+    signature = several(("a", "float32", (None,)), ("b", "float32", (None,)))
+    with pytest.raises(NotAcceptable, match="different numbers of records"):
+        encode({"a": np.zeros(1, np.float32), "b": np.zeros(2, np.float32)}, signature, ENCODE)
+    signature = several(("\u20ac", "float32", (None,)), ("b", "float32", (None,)))
+    with pytest.raises(NotAcceptable, match="names"):
+        encode({"\u20ac": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)}, signature, ENCODE)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from byoc_server.core.client import LocalClient, ModelState
+from byoc_server.engines.base import EngineOptions
+from byoc_server.errors import ByocError, ModelLoadError, NotReady, StartupError
+from byoc_server.models.model import Model, load_model
+from byoc_server.types import Tensors
+from tests.onnx_models import identity
+
+
+def client(load: Callable[[], Model], failures: list[StartupError] | None = None) -> LocalClient:
+    return LocalClient(load, 100, 10**6, (failures if failures is not None else []).append)
+
+
+def state(local: LocalClient) -> ModelState:
+    return local.status.state
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    return identity(tmp_path / "m.onnx")
+
+
+def test_it_is_not_ready_until_the_model_is_loaded(model_path: Path) -> None:
+    """Checklist 22."""
+    gate = threading.Event()
+
+    def load() -> Model:
+        assert gate.wait(10)
+        return load_model(model_path, EngineOptions(1), 0)
+
+    async def main() -> None:
+        local = client(load)
+        local.start()
+        assert state(local) is ModelState.LOADING
+        assert "loading" in local.status.reason
+        with pytest.raises(NotReady):
+            _ = local.signature
+        with pytest.raises(NotReady):
+            local.infer({}, 1, lambda outcome: None, 1e12)
+        gate.set()
+        await local.settled()
+        assert state(local) is ModelState.READY
+        answer: asyncio.Future[Tensors | ByocError] = asyncio.get_running_loop().create_future()
+        local.infer({"x": np.ones((1, 4), np.float32)}, 1, answer.set_result, 1e12)
+        outcome = await asyncio.wait_for(answer, 10)
+        assert isinstance(outcome, dict)
+        assert outcome["y"].tolist() == [[1, 1, 1, 1]]
+        assert local.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(ModelLoadError("no such op"), "no such op"), (MemoryError("2 GB"), "cannot be loaded: MemoryError: 2 GB")],
+)
+def test_a_load_that_fails_is_told_in_one_line(error: Exception, message: str) -> None:
+    """Checklist 13."""
+    failures: list[StartupError] = []
+
+    def load() -> Model:
+        raise error
+
+    async def main() -> None:
+        local = client(load, failures)
+        local.start()
+        await asyncio.wait_for(local.settled(), 10)
+        assert state(local) is ModelState.FAILED
+        assert local.close()
+
+    asyncio.run(main())
+    assert [message in failure.message for failure in failures] == [True]
+
+
+def test_closing_does_not_wait_for_a_load_that_hangs(model_path: Path) -> None:
+    gate = threading.Event()
+
+    def load() -> Model:
+        gate.wait(10)
+        return load_model(model_path, EngineOptions(1), 0)
+
+    async def main() -> None:
+        local = client(load)
+        local.start()
+        assert not local.close()
+
+    asyncio.run(main())
+    gate.set()
+    for thread in threading.enumerate():
+        if thread.name == "load":
+            thread.join(10)
+            assert not thread.is_alive()

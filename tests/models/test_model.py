@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto
+
+from byoc_server.engines.base import EngineOptions
+from byoc_server.models.model import load_model
+from byoc_server.models.repository import DEMO_MODEL
+from byoc_server.types import BatchAxis
+from tests.onnx_models import identity, mlp
+
+
+def test_a_model_is_ready_measured_and_describes_itself(tmp_path: Path) -> None:
+    model = load_model(mlp(tmp_path / "m.onnx", [4, 8, 3]), EngineOptions(1), 0)
+    assert model.signature.batch_axis is BatchAxis.DYNAMIC
+    assert model.max_batch_size == model.profile.best_batch_size > 1
+    assert model.facts["inputs"] == ["input: float32[?, 4]"]
+    assert model.facts["rows_per_s"]
+    assert model.infer({"input": np.zeros((5, 4), np.float32)})["probabilities"].shape == (5, 3)
+
+
+def test_the_users_batch_size_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert load_model(identity(tmp_path / "m.onnx"), EngineOptions(1), 7).max_batch_size == 7
+
+
+def test_a_model_without_a_batch_axis_never_batches(tmp_path: Path) -> None:
+    model = load_model(identity(tmp_path / "m.onnx", TensorProto.FLOAT, (4,)), EngineOptions(1), 64)
+    assert model.signature.batch_axis is BatchAxis.ABSENT
+    assert model.max_batch_size == 1
+
+
+def test_the_demo_model_is_what_its_script_makes() -> None:
+    """Trained anew, it gives the same answers; bytes may differ with the exporter's version."""
+    from byoc_server.demo.make_iris import make
+
+    path = DEMO_MODEL
+    committed = load_model(path, EngineOptions(1), 8)
+    assert path.stat().st_size < 4096
+    flowers = np.array([[5.1, 3.5, 1.4, 0.2], [6.3, 2.8, 5.1, 1.5], [6.5, 3.0, 5.8, 2.2]], np.float32)
+    outputs = committed.infer({"features": flowers})
+    assert outputs["label"].tolist() == ["setosa", "versicolor", "virginica"]
+    import onnxruntime
+
+    label, probabilities = onnxruntime.InferenceSession(make()).run(None, {"features": flowers})
+    assert label.tolist() == outputs["label"].tolist()
+    np.testing.assert_allclose(probabilities, outputs["probabilities"].astype(np.float32), rtol=1e-3, atol=1e-6)

@@ -1,0 +1,169 @@
+"""The benchmarks' own parts, and that each of them runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from benchmarks import environment, models, report, wrk
+from benchmarks.processes import ENVIRONMENT, process_tree, stat_fields
+
+RESULT = (
+    "Running 1s test @ http://127.0.0.1:8080/invocations\n  1 threads and 64 connections\n"
+    "  15250 requests in 1.01s, 2.71MB read\n"
+    "result requests=15250 duration_us=1010000 p50_us=4120 p99_us=9800 connect=0 read=0 write=0 status=0 timeout=0\n"
+)
+
+
+def run_model(path: Path, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    batch = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    (output,) = session.run(None, {"input": batch})
+    assert isinstance(output, np.ndarray)
+    return output
+
+
+def test_mlp_gives_probabilities(tmp_path: Path) -> None:
+    output = run_model(models.mlp(tmp_path / "mlp.onnx", models.TINY_MLP), (5, 16))
+    assert output.shape == (5, 3)
+    assert np.allclose(output.sum(axis=1), 1)
+
+
+def test_models_are_the_same_every_time(tmp_path: Path) -> None:
+    path = tmp_path / "mlp.onnx"
+    first, second = (models.mlp(path, (4, 3)).read_bytes() for _ in range(2))
+    assert first == second
+
+
+def test_residual_network_keeps_its_activations_finite(tmp_path: Path) -> None:
+    path = models.resnet(tmp_path / "resnet.onnx", stages=(2, 2), width=8, pixels=32, classes=10)
+    output = run_model(path, (3, 3, 32, 32))
+    assert output.shape == (3, 10)
+    assert np.isfinite(output).all()
+    assert 1e-3 < np.abs(output).max() < 1e3
+
+
+@pytest.mark.slow
+def test_resnet50_has_the_size_of_the_real_one(tmp_path: Path) -> None:
+    """25.5 million weights and biases without batch normalisation; 53 convolutions."""
+    path = models.resnet50(tmp_path / "resnet50.onnx")
+    graph = onnx.load(str(path)).graph
+    weights = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
+    assert sum(node.op_type == "Conv" for node in graph.node) == 53
+    assert 25.4e6 < weights < 25.6e6
+    output = run_model(path, (1, 3, 224, 224))
+    assert output.shape == (1, 1000)
+    assert np.isfinite(output).all()
+
+
+def test_wrk_figures_are_in_seconds() -> None:
+    load = wrk.parse(RESULT)
+    assert load == wrk.Load(15250, 1.01, 0.00412, 0.0098)
+    assert load.requests_per_s == pytest.approx(15099, abs=1)
+
+
+@pytest.mark.parametrize("kind", ["connect", "read", "write", "status", "timeout"])
+def test_any_error_of_wrk_fails_the_benchmark(kind: str) -> None:
+    with pytest.raises(report.BenchmarkError, match=f"'{kind}': 7"):
+        wrk.parse(RESULT.replace(f"{kind}=0", f"{kind}=7"))
+
+
+def test_no_answers_fail_the_benchmark() -> None:
+    with pytest.raises(report.BenchmarkError, match="with errors: none"):
+        wrk.parse(RESULT.replace("requests=15250", "requests=0"))
+
+
+def test_a_broken_wrk_shows_its_output() -> None:
+    with pytest.raises(report.BenchmarkError, match="unable to connect"):
+        wrk.parse("unable to connect to 127.0.0.1:1 Connection refused\n")
+
+
+def test_a_missing_wrk_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(report.BenchmarkError, match="apt-get install wrk"):
+        wrk.load(1, wrk.Request("text/csv", b"1"), 1, 1, 0)
+
+
+def test_lua_strings_carry_every_byte() -> None:
+    content = bytes(range(256)) + b'0"\\\n'
+    literal = wrk.lua_string(content)
+    assert bytes(int(code) for code in re.findall(r"\\(\d{3})", literal)) == content
+    assert re.fullmatch(r'"(\\\d{3})*"', literal)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A round in which the machine was three times slower does not move the ratio."""
+    assert report.median_ratio([10, 30, 12], [5, 15, 6]) == 2
+
+
+def test_goals_know_their_direction() -> None:
+    assert report.Goal("CPU", 1.7, 1.8).met
+    assert not report.Goal("CPU", 1.9, 1.8).met
+    assert report.Goal("rows", 0.9, 0.85, at_most=False).met
+    assert report.Goal("rows", 0.8, 0.85, at_most=False).describe().startswith("MISSED rows: 0.80 (goal >= 0.85)")
+
+
+def test_tables_are_markdown() -> None:
+    rows = [{"format": "json", "p50_us": 4120.4}, {"format": "x-npy", "p50_us": 0.5}]
+    assert report.table(rows).splitlines() == [
+        "| format | p50_us |",
+        "| ------ | ------ |",
+        "| json   | 4,120  |",
+        "| x-npy  | 0.5    |",
+    ]
+
+
+def test_the_stamp_names_versions_but_no_machine_and_no_path() -> None:
+    stamp = environment.stamp()
+    assert set(stamp) == {"date", "cpu", "usable_cores", "kernel", "python", "packages", "commit", "dirty"}
+    assert isinstance(stamp["packages"], dict)
+    assert stamp["packages"]["onnxruntime"] == ort.__version__
+    assert str(environment.ROOT) not in json.dumps(stamp)
+
+
+def test_the_cpu_has_a_name_also_where_the_kernel_gives_none() -> None:
+    assert environment.cpu_model("processor\t: 0\nmodel name\t: Some CPU\n") == "Some CPU"
+    assert environment.cpu_model("processor\t: 0\n") == os.uname().machine
+
+
+def test_a_process_tree_holds_children() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert process_tree(os.getpid())[0] == os.getpid()
+        assert child.pid in process_tree(os.getpid())
+        child.communicate(b"\n")
+
+
+def test_stat_files_of_programs_with_odd_names_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "stat"
+    path.write_text("7 (odd ) name) S 1 2 3")
+    assert stat_fields(path) == ["S", "1", "2", "3"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs the load generator wrk")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("name", ["bench_batching", "bench_overhead", "bench_startup"])
+def test_benchmarks_run(name: str, tmp_path: Path) -> None:
+    output = tmp_path / "results" / f"{name}.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--output", str(output)]
+    done = subprocess.run(
+        command, cwd=environment.ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| ")
+    result = json.loads(output.read_text())
+    assert result["benchmark"] == name
+    assert result["quick"]
+    assert result["rows"]
+    assert result["rounds"]
+    assert result["environment"]["cpu"]
