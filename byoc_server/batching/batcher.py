@@ -36,6 +36,7 @@ Outcomes = list[tuple[Entry, Tensors | ByocError]]
 Cancel = Callable[[], None]
 """Gives a request up. Calling it late or twice does no harm."""
 
+_INLINE_SURPRISE_SECONDS = 25 * INLINE_SECONDS
 _EXPIRED = "the request was not done within its time"
 
 
@@ -71,6 +72,7 @@ class Batcher:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
+        self._inline = True
         self._handed_over: deque[Sequence[Entry]] = deque()  # to the worker thread: the one that runs, and one ahead
         self._handed_over_rows = 0
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -137,8 +139,8 @@ class Batcher:
             return
         rows = sum([entry.rows for entry in batch])
         seconds = self._profile.seconds(rows)
-        if seconds is not None and seconds <= INLINE_SECONDS and not self._handed_over:
-            outcomes = self._infer_batch(batch)
+        if self._inline and seconds is not None and seconds <= INLINE_SECONDS and not self._handed_over:
+            outcomes = self._infer_inline(batch)
             if self._queue:
                 self._schedule()
             _answer_all(outcomes)
@@ -147,6 +149,25 @@ class Batcher:
         self._handed_over_rows += rows
         self._watch_deadlines()
         self._executor.submit(self._infer_batch, batch).add_done_callback(self._on_thread_done)
+
+    def _infer_inline(self, batch: Sequence[Entry]) -> Outcomes:
+        """Run a batch on the event loop, for the last time if it took far longer than the cost model said.
+
+        CPU time is what counts: wall time also grows when the machine is busy with something else.
+        """
+        start_s = time.thread_time()
+        outcomes = self._infer_batch(batch)
+        used_s = time.thread_time() - start_s
+        if used_s > _INLINE_SURPRISE_SECONDS:
+            self._inline = False
+            logger.warning(
+                "a batch took %.1f ms of CPU instead of under %.1f: the model's cost depends on its input, so it runs "
+                "on the worker thread from now on",
+                used_s * 1000,
+                INLINE_SECONDS * 1000,
+                extra={"event": "slow_inline"},
+            )
+        return outcomes
 
     def _infer_batch(self, batch: Sequence[Entry]) -> Outcomes:
         """Run a batch; on failure its entries one by one. The only method that runs off the event loop."""

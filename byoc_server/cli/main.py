@@ -77,5 +77,5 @@ def _serve(flags: dict[str, str]) -> int:
     try:
         return serve(load_settings(flags, os.environ), os.environ)
     except StartupError as error:
-        print(f"byoc serve: cannot start: {error.message}", file=sys.stderr)
+        print(f"byoc serve: error: {error.message}", file=sys.stderr)
         return 1

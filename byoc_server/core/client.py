@@ -147,7 +147,8 @@ class LocalClient:
             outcome = error
         except Exception as error:  # the engine's or a library's own: still one clear line for the operator
             logger.debug("loading failed", exc_info=True)
-            outcome = ModelLoadError(f"the model cannot be loaded: {type(error).__name__}: {error}")
+            first_line = str(error).partition("\n")[0]
+            outcome = ModelLoadError(f"the model cannot be loaded: {type(error).__name__}: {first_line}")
         try:
             loop.call_soon_threadsafe(self._loaded, outcome)
         except RuntimeError:

@@ -17,17 +17,17 @@ class ClientGoneError(Exception):
 
 
 class BodyBudget:
-    """Bytes that bodies still being received may hold, over all connections.
+    """Bytes that large bodies may hold, over all connections, until their requests are answered.
 
     Args:
         limit_bytes: of one body; ``None`` = no limit.
-        total_bytes: of all of them together.
+        total_bytes: of all of them together. A body that is alone passes even if it is larger.
     """
 
     def __init__(self, limit_bytes: int | None, total_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._left_bytes = total_bytes
-        self._total_bytes = total_bytes
+        self.total_bytes = total_bytes
+        self.held_bytes = 0
 
     def check_length(self, length: int) -> None:
         """Refuse a body by its length. Raises ``PayloadTooLarge``."""
@@ -37,15 +37,27 @@ class BodyBudget:
                 limit_bytes=self.limit_bytes,
             )
 
-    def take(self, size: int) -> None:
-        """Reserve memory for ``size`` more bytes. Raises ``Overloaded``; a lone body larger than the total passes."""
-        if size > self._left_bytes and self._left_bytes < self._total_bytes:
-            raise Overloaded("too many large requests are being received")
-        self._left_bytes -= size
 
-    def give_back(self, size: int) -> None:
-        """Release what was reserved."""
-        self._left_bytes += size
+class BodyLease:
+    """What one body holds of the budget."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self._held_bytes = 0
+
+    def grow_to(self, size: int) -> None:
+        """Hold ``size`` bytes. Raises ``Overloaded`` when others hold too much already."""
+        budget, more = self._budget, size - self._held_bytes
+        others_bytes = budget.held_bytes - self._held_bytes
+        if others_bytes and budget.held_bytes + more > budget.total_bytes:
+            raise Overloaded("too many large requests are under way")
+        budget.held_bytes += more
+        self._held_bytes = size
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self._budget.held_bytes -= self._held_bytes
+        self._held_bytes = 0
 
 
 def declared_length(value: bytes | None) -> int | None:
@@ -61,7 +73,7 @@ def declared_length(value: bytes | None) -> int | None:
     return int(value)
 
 
-async def read_body(receive: Receive, length: int | None, budget: BodyBudget) -> bytes:
+async def read_body(receive: Receive, length: int | None, budget: BodyBudget) -> tuple[bytes, BodyLease | None]:
     """Read the whole body, chunked or not.
 
     Args:
@@ -69,9 +81,12 @@ async def read_body(receive: Receive, length: int | None, budget: BodyBudget) ->
         length: the declared length, ``None`` for a chunked body.
         budget: what may be held.
 
+    Returns:
+        The body, and for one that did not come in one piece what it holds of the budget, to be released in the end.
+
     Raises:
         PayloadTooLarge: before anything is buffered when the length is declared, else as soon as it shows.
-        Overloaded: the server holds too many unfinished bodies.
+        Overloaded: the server holds too many large bodies.
         ClientGoneError: the connection ended.
     """
     if length is not None:
@@ -82,27 +97,29 @@ async def read_body(receive: Receive, length: int | None, budget: BodyBudget) ->
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
         budget.check_length(len(body))
-        return body
-    return await _read_rest(receive, body, budget)
-
-
-async def _read_rest(receive: Receive, first: bytes, budget: BodyBudget) -> bytes:
-    chunks, size, held = [first], len(first), 0
+        return body, None
+    lease = BodyLease(budget)
     try:
-        while True:
-            budget.take(size - held)
-            held = size
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            budget.check_length(size)
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                return b"".join(chunks)
-    finally:
-        budget.give_back(held)
+        return await _read_rest(receive, body, budget, lease), lease
+    except BaseException:
+        lease.release()
+        raise
+
+
+async def _read_rest(receive: Receive, first: bytes, budget: BodyBudget, lease: BodyLease) -> bytes:
+    chunks, size = [first], len(first)
+    while True:
+        lease.grow_to(size)
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        budget.check_length(size)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            lease.grow_to(size)
+            return b"".join(chunks)
 
 
 async def discard_body(receive: Receive) -> None:

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from byoc_server.core.client import InferenceClient, ModelState
 from byoc_server.errors import BodyTimeout, ByocError, MethodNotAllowed, NotReady, Unavailable
-from byoc_server.http.body import BodyBudget, ClientGoneError, declared_length, discard_body, read_body
+from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, declared_length, discard_body, read_body
 from byoc_server.http.inference import CUSTOM_ATTRIBUTES, INFERENCE_ID, Head, InferencePath
 from byoc_server.http.responses import Header, Response, error_response, send_response
 from byoc_server.http.watch import Exchange, Watch
@@ -69,10 +69,11 @@ class InvocationsEndpoint:
         self._watch.add(exchange)
         response: Response | None = None
         refusal: ByocError | None = None
+        lease: BodyLease | None = None
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], ["POST"])
-            body = await read_body(receive, declared_length(length_header), self._budget)
+            body, lease = await read_body(receive, declared_length(length_header), self._budget)
             answer: asyncio.Future[Response | None] = self._loop.create_future()
             cancel = self._path.submit(head, body, answer.set_result)
             del body  # a decoder that copied has no more need of it while the model runs
@@ -96,6 +97,8 @@ class InvocationsEndpoint:
             refusal = BodyTimeout(_too_slow(self._timeout_s)) if exchange.timed_out else Unavailable(_ENDING)
         finally:
             self._watch.remove(exchange)
+            if lease is not None:
+                lease.release()
         if refusal is not None:
             await self._refuse(head, refusal, receive, send)
         elif response is not None:

@@ -36,21 +36,27 @@ def find_model(setting: str, environ: Mapping[str, str]) -> ModelSource:
         environ: the environment.
 
     Raises:
-        ModelLoadError: no model there, or several and none called ``model.onnx``.
+        ModelLoadError: no model there, several and none called ``model.onnx``, or no right to look.
     """
-    if setting:
-        path = Path(setting)
-        if path.is_file():
-            if path.suffix.lower() not in ENGINES:
-                raise ModelLoadError(f"{path} is not a model file; expected one ending in {' or '.join(ENGINES)}")
-            return ModelSource(path)
-        if not path.is_dir():
-            raise ModelLoadError(f"there is no model at {path}; name an .onnx file or a folder with --model")
-        return ModelSource(_model_in(path))
     folder = Path(environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model"
-    if folder.is_dir() and any(folder.iterdir()):
-        return ModelSource(_model_in(folder))
+    try:
+        if setting:
+            return ModelSource(_named_model(Path(setting)))
+        if folder.is_dir() and any(folder.iterdir()):
+            return ModelSource(_model_in(folder))
+    except OSError as error:
+        raise ModelLoadError(f"cannot read {error.filename}: {error.strerror}; this user needs read access") from error
     return ModelSource(DEMO_MODEL, demo=True)
+
+
+def _named_model(path: Path) -> Path:
+    if path.is_file():
+        if path.suffix.lower() not in ENGINES:
+            raise ModelLoadError(f"{path} is not a model file; expected one ending in {' or '.join(ENGINES)}")
+        return path
+    if not path.is_dir():
+        raise ModelLoadError(f"there is no model at {path}; name an .onnx file or a folder with --model")
+    return _model_in(path)
 
 
 def _model_in(folder: Path) -> Path:

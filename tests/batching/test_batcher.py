@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -145,6 +146,26 @@ def test_without_a_cost_model_nothing_runs_on_the_loop_thread() -> None:
 
     run(scenario, model, BatchProfile())
     assert model.threads == {"inference_0"}
+
+
+def test_a_model_that_surprises_with_its_cost_leaves_the_event_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """Checklist 20: a slow input may hold up a ping once, not every time."""
+    threads: list[str] = []
+
+    def infer(inputs: Tensors) -> Tensors:
+        threads.append(threading.current_thread().name)
+        end_s = time.thread_time() + (0.02 if inputs["x"][0, 0] == 2 else 0)
+        while time.thread_time() < end_s:
+            pass
+        return {"y": inputs["x"]}
+
+    async def scenario(batcher: Batcher) -> None:
+        for value in (1, 2, 3):
+            assert await Answer(batcher, tensors(value)).values() == [value]
+
+    run(scenario, infer)
+    assert threads == ["MainThread", "MainThread", "inference_0"]
+    assert "worker thread from now on" in caplog.text
 
 
 def test_only_the_poisonous_entry_fails(caplog: pytest.LogCaptureFixture) -> None:

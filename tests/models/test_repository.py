@@ -73,3 +73,14 @@ def test_a_platform_folder_without_a_model_never_falls_back_to_the_demo(tmp_path
     touch(tmp_path, "model/model.pkl")
     with pytest.raises(ModelLoadError, match=r"holds model\.pkl"):
         find_model("", {"SAGEMAKER_BASE_DIR": str(tmp_path)})
+
+
+def test_a_folder_this_user_may_not_read_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checklist 7 and 13."""
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", denied)  # root may read everything, so a real folder would prove nothing
+    with pytest.raises(ModelLoadError, match=r"cannot read .*m\.onnx: Permission denied; this user needs read access"):
+        find_model(str(tmp_path / "m.onnx"), {})

@@ -101,7 +101,7 @@ def test_repeated_deaths_end_the_server(model: str) -> None:
             server.process.wait(10)
         assert server.process.returncode == 1
         reason = server.log.splitlines()[-1]
-        assert reason.startswith("byoc serve: cannot start: workers died 5 times")
+        assert reason.startswith("byoc serve: error: workers died 5 times")
         assert "--workers" in reason
         assert "Traceback" not in server.log
         assert not [pid for pid in killed if alive(pid)]

@@ -1,0 +1,90 @@
+"""How much the bodies of all requests together may hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from starlette.types import Message
+
+from byoc_server.errors import Overloaded, PayloadTooLarge
+from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, read_body
+from tests.onnx_models import identity
+from tests.server_process import running, wait_for
+
+
+def read(
+    parts: Sequence[bytes | None], budget: BodyBudget, length: int | None = None
+) -> tuple[bytes, BodyLease | None]:
+    """Read a body that arrives in ``parts``; ``None`` = the client leaves."""
+    messages: list[Message] = [
+        {"type": "http.disconnect"}
+        if part is None
+        else {"type": "http.request", "body": part, "more_body": i + 1 < len(parts)}
+        for i, part in enumerate(parts)
+    ]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    return asyncio.run(read_body(receive, length, budget))
+
+
+def test_a_body_in_one_piece_holds_nothing_of_the_budget() -> None:
+    assert read([b"abc"], BodyBudget(10, 1)) == (b"abc", None)
+
+
+def test_a_body_in_pieces_holds_its_size_until_it_is_released() -> None:
+    budget = BodyBudget(None, 100)
+    body, lease = read([b"a" * 30, b"b" * 30], budget)
+    assert (body, budget.held_bytes) == (b"a" * 30 + b"b" * 30, 60)
+    assert lease is not None
+    lease.release()
+    lease.release()
+    assert budget.held_bytes == 0
+
+
+def test_others_are_refused_when_the_budget_is_spent_but_a_lone_body_never_is() -> None:
+    budget = BodyBudget(None, 100)
+    _, lease = read([b"a" * 150, b"b" * 150], budget)
+    with pytest.raises(Overloaded):
+        read([b"c", b"d"], budget)
+    assert budget.held_bytes == 300
+    assert lease is not None
+    lease.release()
+    assert read([b"c", b"d"], budget)[0] == b"cd"
+
+
+@pytest.mark.parametrize(
+    ("parts", "length", "error"),
+    [
+        ([b""], 11, PayloadTooLarge),
+        ([b"a" * 11], None, PayloadTooLarge),
+        ([b"a" * 6, b"b" * 6], None, PayloadTooLarge),
+        ([b"a" * 6, None], 10, ClientGoneError),
+        ([None], 10, ClientGoneError),
+    ],
+)
+def test_a_body_that_is_not_taken_holds_nothing(
+    parts: Sequence[bytes | None], length: int | None, error: type[Exception]
+) -> None:
+    """Checklist 36, 41."""
+    budget = BodyBudget(10, 100)
+    with pytest.raises(error):
+        read(parts, budget, length)
+    assert budget.held_bytes == 0
+
+
+def test_a_stalled_large_body_does_not_let_others_fill_the_memory(tmp_path: Path) -> None:
+    """Checklist 41, over real sockets: 503 for a second large body, small requests go on, room comes back."""
+    large = b"[[" + b"1," * 500_000 + b"1]]"
+    with running("--model", str(identity(tmp_path / "m.onnx")), "--max-queue-mib", "1") as server:
+        stalled = server.connect()
+        stalled.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n" + b" " * 900_000)
+        wait_for(lambda: server.invoke(large).status_code == 503, "the budget to be spent")
+        assert server.invoke(large).headers["Retry-After"] == "1"
+        assert server.invoke(b"[[1, 2, 3, 4]]").status_code == 200
+        stalled.close()
+        wait_for(lambda: server.invoke(large).status_code == 400, "the budget to be free again")
