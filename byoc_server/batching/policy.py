@@ -134,24 +134,24 @@ class BatchQueue:
         batch: list[Entry] = []
         expired: list[Entry] = []
         skipped: list[Entry] = []
-        key: Hashable = None
         room = self.limits.max_batch_size
-        looked_at = 0
-        while entries and room and looked_at < _LOOKAHEAD:
+        for _ in range(min(len(entries), _LOOKAHEAD)):
             entry = entries.popleft()
             if entry.done:
                 continue
-            looked_at += 1
             if entry.deadline_s <= now_s:
                 expired.append(entry)
-                self._leave(entry)
-            elif not batch or (entry.key == key and entry.rows <= room):
-                key = entry.key
+            elif not batch or (entry.key == batch[0].key and entry.rows <= room):
                 batch.append(entry)
                 room -= entry.rows
-                self._leave(entry)
             else:
                 skipped.append(entry)
+                continue
+            entry.waiting = False
+            self.rows -= entry.rows
+            self.nbytes -= entry.nbytes
+            if room == 0:
+                break
         entries.extendleft(reversed(skipped))
         return batch, expired
 

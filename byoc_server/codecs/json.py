@@ -36,15 +36,15 @@ from byoc_server.types import Array, Signature, Tensors, TensorSpec
 
 _FORMS = "an object with 'instances', 'inputs' or 'features', or a list of records"
 _NATIVE_KINDS = "fiub"
-_KEY_END = 24
-"""Where the key of ``{"instances": ...`` has ended, white space included."""
+_MARKS_OF_ONE_KEY = 2
 
 
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
     """Read any of the request forms. See ``Codec.decode``."""
     document = parse(body, "body", _FORMS)
-    # A text anywhere behind the key is not for the short way: NumPy would give every number beside it as much room.
-    tensors = _dense_instances(document, signature) if body.rfind(b'"') < _KEY_END else None
+    # Two quotation marks make one key and no text. With a text somewhere the short way would be wrong: NumPy reads
+    # numbers out of texts.
+    tensors = _dense_instances(document, signature) if body.count(b'"') == _MARKS_OF_ONE_KEY else None
     return tensors if tensors is not None else _tensors(document, signature, options)
 
 
@@ -99,13 +99,12 @@ def _dense_instances(document: object, signature: Signature) -> Tensors | None:
     if spec is None or type(document) is not dict or spec.dtype.kind != "f" or not signature.batched:
         return None
     try:
-        array = np.array(document["instances"])
-        if array.dtype.kind not in "fi" or not len(array) or array.shape[1:] != signature.record_shapes[spec.name]:
-            return None
         with np.errstate(over="raise"):
-            return {spec.name: array.astype(spec.dtype, copy=False)}
+            array = np.array(document["instances"], spec.dtype)
     except (KeyError, ValueError, TypeError, OverflowError, FloatingPointError):
         return None
+    fits = array.ndim and len(array) and array.shape[1:] == signature.record_shapes[spec.name]
+    return {spec.name: array} if fits else None
 
 
 def _tensors(document: object, signature: Signature, options: DecodeOptions) -> Tensors:

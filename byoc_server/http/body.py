@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from byoc_server.errors import InvalidPayload, Overloaded, PayloadTooLarge
 
@@ -46,7 +46,8 @@ class BodyLease:
         self._held_bytes = 0
 
     def grow_to(self, size: int) -> None:
-        """Hold ``size`` bytes. Raises ``Overloaded`` when others hold too much already."""
+        """Hold ``size`` bytes. Raises ``PayloadTooLarge``, or ``Overloaded`` when others hold too much already."""
+        self._budget.check_length(size)
         budget, more = self._budget, size - self._held_bytes
         others_bytes = budget.held_bytes - self._held_bytes
         if others_bytes and budget.held_bytes + more > budget.total_bytes:
@@ -60,66 +61,43 @@ class BodyLease:
         self._held_bytes = 0
 
 
-def declared_length(value: bytes | None) -> int | None:
-    """Parse ``Content-Length``; ``None`` when missing.
+def declared_length(value: bytes) -> int:
+    """Parse ``Content-Length``.
 
     Raises:
         InvalidPayload: not a number (the HTTP parser refuses most of these itself).
     """
-    if value is None:
-        return None
     if not value.isdigit() or len(value) > 18:
         raise InvalidPayload("Content-Length is not a number of bytes", field="Content-Length")
     return int(value)
 
 
-async def read_body(receive: Receive, length: int | None, budget: BodyBudget) -> tuple[bytes, BodyLease | None]:
-    """Read the whole body, chunked or not.
+async def read_rest(receive: Receive, first: Message, lease: BodyLease) -> bytes:
+    """Read on until the body is whole.
 
     Args:
         receive: of the ASGI connection.
-        length: the declared length, ``None`` for a chunked body.
-        budget: what may be held.
+        first: the message that came first.
+        lease: grows with the body; the caller releases it, whatever happens.
 
     Returns:
-        The body, and for one that did not come in one piece what it holds of the budget, to be released in the end.
+        The whole body.
 
     Raises:
-        PayloadTooLarge: before anything is buffered when the length is declared, else as soon as it shows.
+        PayloadTooLarge: as soon as it shows.
         Overloaded: the server holds too many large bodies.
         ClientGoneError: the connection ended.
     """
-    if length is not None:
-        budget.check_length(length)
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientGoneError
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        budget.check_length(len(body))
-        return body, None
-    lease = BodyLease(budget)
-    try:
-        return await _read_rest(receive, body, budget, lease), lease
-    except BaseException:
-        lease.release()
-        raise
-
-
-async def _read_rest(receive: Receive, first: bytes, budget: BodyBudget, lease: BodyLease) -> bytes:
-    chunks, size = [first], len(first)
-    while True:
-        lease.grow_to(size)
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
+    message, chunks, size = first, [], 0
+    while message["type"] != "http.disconnect":
         chunk = message.get("body", b"")
         size += len(chunk)
-        budget.check_length(size)
+        lease.grow_to(size)
         chunks.append(chunk)
         if not message.get("more_body", False):
-            lease.grow_to(size)
             return b"".join(chunks)
+        message = await receive()
+    raise ClientGoneError
 
 
 async def discard_body(receive: Receive) -> None:

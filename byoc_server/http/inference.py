@@ -81,7 +81,7 @@ class _Negotiated:
 class _Request:
     """One request under way."""
 
-    __slots__ = ("body_bytes", "cancel", "cancelled", "formats", "head", "id", "reply", "rows")
+    __slots__ = ("body_bytes", "cancel", "cancelled", "formats", "head", "id", "reply", "rows", "signature")
 
     def __init__(self, head: Head, body_bytes: int, request_id: str, reply: Callable[[Response], None]) -> None:
         self.head = head
@@ -90,6 +90,7 @@ class _Request:
         self.reply = reply
         self.rows = 0
         self.formats: _Negotiated | None = None
+        self.signature: Signature | None = None
         self.cancel: Callable[[], object] | None = None
         self.cancelled = False
 
@@ -134,7 +135,7 @@ class InferencePath:
         """
         request = _Request(head, len(body), self._ids.of(head), reply)
         try:
-            signature = self._client.signature
+            signature = request.signature = self._client.signature
             formats = request.formats = self._negotiate(head)
             if len(body) > formats.decode_inline_bytes:
                 decode = partial(formats.decode, body, signature, formats.decode_options)
@@ -150,7 +151,8 @@ class InferencePath:
         self._fail(_Request(head, 0, self._ids.of(head), reply), error)
 
     def _infer(self, request: _Request, tensors: Tensors) -> None:
-        request.rows = self._client.signature.row_count(tensors)
+        assert request.signature is not None
+        request.rows = request.signature.row_count(tensors)
         deadline_s = request.head.arrived_s + self._timeout_s
         request.cancel = self._client.infer(tensors, request.rows, partial(self._on_outcome, request), deadline_s)
 
@@ -158,13 +160,14 @@ class InferencePath:
         try:
             if isinstance(outcome, ByocError):
                 raise outcome
-            formats = request.formats
+            formats, signature = request.formats, request.signature
             assert formats is not None
+            assert signature is not None
             if sum([array.nbytes for array in outcome.values()]) > formats.encode_inline_bytes:
-                encode = partial(formats.encode, outcome, self._client.signature, self._encode_options)
+                encode = partial(formats.encode, outcome, signature, self._encode_options)
                 self._offload(request, encode, self._succeed)
             else:
-                self._succeed(request, formats.encode(outcome, self._client.signature, self._encode_options))
+                self._succeed(request, formats.encode(outcome, signature, self._encode_options))
         except Exception as error:
             self._fail(request, error)
 

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from byoc_server.core.client import InferenceClient, ModelState
 from byoc_server.errors import BodyTimeout, ByocError, MethodNotAllowed, NotReady, Unavailable
-from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, declared_length, discard_body, read_body
+from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, declared_length, discard_body, read_rest
 from byoc_server.http.inference import CUSTOM_ATTRIBUTES, INFERENCE_ID, Head, InferencePath
 from byoc_server.http.responses import Header, Response, error_response, send_response
 from byoc_server.http.watch import Exchange, Watch
@@ -73,27 +73,25 @@ class InvocationsEndpoint:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], ["POST"])
-            body, lease = await read_body(receive, declared_length(length_header), self._budget)
-            answer: asyncio.Future[Response | None] = self._loop.create_future()
-            cancel = self._path.submit(head, body, answer.set_result)
-            del body  # a decoder that copied has no more need of it while the model runs
-
-            def give_up() -> None:
-                cancel()
-                if not answer.done():
-                    answer.set_result(None)
-
-            exchange.on_disconnect = give_up
-            try:
-                response = await answer
-            finally:
-                cancel()
+            if length_header is not None:
+                self._budget.check_length(declared_length(length_header))  # before anything is buffered
+            message = await receive()
+            if message["type"] == "http.request" and not message["more_body"]:
+                body = message["body"]
+            else:
+                lease = BodyLease(self._budget)
+                body = await read_rest(receive, message, lease)
+            exchange.answer = answer = self._loop.create_future()
+            exchange.cancel = self._path.submit(head, body, answer.set_result)
+            del body, message  # a decoder that copied has no more need of it while the model runs
+            response = await answer
         except ClientGoneError:
             return
         except ByocError as error:
             refusal = error
         except asyncio.CancelledError:
             task.uncancel()
+            exchange.give_up()
             refusal = BodyTimeout(_too_slow(self._timeout_s)) if exchange.timed_out else Unavailable(_ENDING)
         finally:
             self._watch.remove(exchange)
@@ -102,7 +100,8 @@ class InvocationsEndpoint:
         if refusal is not None:
             await self._refuse(head, refusal, receive, send)
         elif response is not None:
-            await send_response(send, response)
+            await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+            await send({"type": "http.response.body", "body": response.body})
 
     async def _refuse(self, head: Head, error: ByocError, receive: Receive, send: Send) -> None:
         """Answer without the model, and end the connection once the client has had a chance to see it."""

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from starlette.types import Receive
 
+from byoc_server.http.responses import Response
+
 SWEEP_SECONDS = 0.05
 
 
@@ -22,20 +24,29 @@ class Exchange:
         task: runs the endpoint.
         receive: of the ASGI connection.
         deadline_s: when the body must have arrived, monotonic clock.
-        on_disconnect: called when the client leaves; ``None`` while the body is being read, where the reader notices.
+        answer: what the endpoint waits for; ``None`` while the body is read, where the reader sees a client leave.
+        cancel: gives up what was submitted.
         timed_out: the body did not arrive in time; the task was cancelled for that.
     """
 
-    __slots__ = ("deadline_s", "on_disconnect", "receive", "seen", "task", "timed_out", "watcher")
+    __slots__ = ("answer", "cancel", "deadline_s", "receive", "seen", "task", "timed_out", "watcher")
 
     def __init__(self, task: asyncio.Task[None], receive: Receive, deadline_s: float) -> None:
         self.task = task
         self.receive = receive
         self.deadline_s = deadline_s
-        self.on_disconnect: Callable[[], None] | None = None
+        self.answer: asyncio.Future[Response | None] | None = None
+        self.cancel: Callable[[], None] | None = None
         self.timed_out = False
         self.seen = False
         self.watcher: asyncio.Task[None] | None = None
+
+    def give_up(self) -> None:
+        """End the wait for the answer, if there is one, without an answer."""
+        if self.cancel is not None:
+            self.cancel()
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(None)
 
 
 class Watch:
@@ -60,7 +71,7 @@ class Watch:
     def _sweep(self) -> None:
         now_s = time.monotonic()
         for exchange in self._open:
-            if exchange.on_disconnect is None:
+            if exchange.answer is None:
                 if now_s >= exchange.deadline_s and not exchange.timed_out:
                     exchange.timed_out = True
                     exchange.task.cancel()
@@ -77,5 +88,4 @@ async def _await_disconnect(exchange: Exchange) -> None:
     """Wait for the end of the connection; ends by itself when the answer is complete, which ASGI reports alike."""
     while (await exchange.receive())["type"] != "http.disconnect":
         pass
-    if exchange.on_disconnect is not None:
-        exchange.on_disconnect()
+    exchange.give_up()

@@ -17,7 +17,7 @@ from byoc_server.engines.base import EngineOptions
 from byoc_server.errors import StartupError
 from byoc_server.http.app import App
 from byoc_server.models.model import load_model
-from byoc_server.server.draining import DrainingProtocol
+from byoc_server.server.connection import Connection
 from byoc_server.server.listener import BACKLOG
 
 _SWITCH_INTERVAL_S = 0.0005
@@ -67,7 +67,7 @@ def uvicorn_config(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         "",  # the application follows once there is a server to tell of its failure
         loop="uvloop",
-        http=DrainingProtocol,
+        http=Connection,
         ws="none",
         interface="asgi3",
         lifespan="on",

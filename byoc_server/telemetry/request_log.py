@@ -21,6 +21,12 @@ _FLUSH_RECORDS = 512
 """Written at once when so many have gathered in one turn."""
 
 
+_JSON_LINE = (
+    b'{"time":"%b","level":"%b","event":"request","id":%b,"status":%d,"duration_ms":%.3f,'
+    b'"rows":%d,"request_bytes":%d,"response_bytes":%d%b}\n'
+)
+"""Filled in, which costs half of writing a dictionary; only texts of the client's need a JSON writer."""
+
 Record = tuple[str, int, float, int, int, int, ByocError | None]
 """Request id, status, seconds from head to answer, rows (0 when refused before they were counted), bytes of the
 request's body, bytes of the answer's body, and what went wrong, if anything."""
@@ -90,20 +96,20 @@ def _level(status: int) -> str:
 
 def _json_line(record: Record, now: str) -> bytes:
     request_id, status, duration_s, rows, request_bytes, response_bytes, error = record
-    line: dict[str, object] = {
-        "time": now,
-        "level": _level(status),
-        "event": "request",
-        "id": request_id,
-        "status": status,
-        "duration_ms": round(duration_s * 1000, 3),
-        "rows": rows,
-        "request_bytes": request_bytes,
-        "response_bytes": response_bytes,
-    }
+    reason = b""
     if error is not None:
-        line["code"], line["message"] = error.code, error.message
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        reason = b',"code":%b,"message":%b' % (orjson.dumps(error.code), orjson.dumps(error.message))
+    return _JSON_LINE % (
+        now.encode(),
+        _level(status).encode(),
+        orjson.dumps(request_id),
+        status,
+        duration_s * 1000,
+        rows,
+        request_bytes,
+        response_bytes,
+        reason,
+    )
 
 
 def _text_line(record: Record, now: str) -> bytes:

@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 from starlette.types import Message
 
-from byoc_server.errors import Overloaded, PayloadTooLarge
-from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, read_body
+from byoc_server.errors import InvalidPayload, Overloaded, PayloadTooLarge
+from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, declared_length, read_rest
 from tests.onnx_models import identity
 from tests.server_process import running, wait_for
 
 
-def read(
-    parts: Sequence[bytes | None], budget: BodyBudget, length: int | None = None
-) -> tuple[bytes, BodyLease | None]:
+def read(parts: Sequence[bytes | None], budget: BodyBudget) -> tuple[bytes, BodyLease]:
     """Read a body that arrives in ``parts``; ``None`` = the client leaves."""
     messages: list[Message] = [
         {"type": "http.disconnect"}
@@ -25,22 +23,22 @@ def read(
         else {"type": "http.request", "body": part, "more_body": i + 1 < len(parts)}
         for i, part in enumerate(parts)
     ]
+    lease = BodyLease(budget)
 
     async def receive() -> Message:
         return messages.pop(0)
 
-    return asyncio.run(read_body(receive, length, budget))
-
-
-def test_a_body_in_one_piece_holds_nothing_of_the_budget() -> None:
-    assert read([b"abc"], BodyBudget(10, 1)) == (b"abc", None)
+    try:
+        return asyncio.run(read_rest(receive, messages.pop(0), lease)), lease
+    except BaseException:
+        lease.release()
+        raise
 
 
 def test_a_body_in_pieces_holds_its_size_until_it_is_released() -> None:
     budget = BodyBudget(None, 100)
     body, lease = read([b"a" * 30, b"b" * 30], budget)
     assert (body, budget.held_bytes) == (b"a" * 30 + b"b" * 30, 60)
-    assert lease is not None
     lease.release()
     lease.release()
     assert budget.held_bytes == 0
@@ -52,29 +50,29 @@ def test_others_are_refused_when_the_budget_is_spent_but_a_lone_body_never_is() 
     with pytest.raises(Overloaded):
         read([b"c", b"d"], budget)
     assert budget.held_bytes == 300
-    assert lease is not None
     lease.release()
     assert read([b"c", b"d"], budget)[0] == b"cd"
 
 
 @pytest.mark.parametrize(
-    ("parts", "length", "error"),
+    ("parts", "error"),
     [
-        ([b""], 11, PayloadTooLarge),
-        ([b"a" * 11], None, PayloadTooLarge),
-        ([b"a" * 6, b"b" * 6], None, PayloadTooLarge),
-        ([b"a" * 6, None], 10, ClientGoneError),
-        ([None], 10, ClientGoneError),
+        ([b"a" * 11], PayloadTooLarge),
+        ([b"a" * 6, b"b" * 6], PayloadTooLarge),
+        ([b"a" * 6, None], ClientGoneError),
+        ([None], ClientGoneError),
     ],
 )
-def test_a_body_that_is_not_taken_holds_nothing(
-    parts: Sequence[bytes | None], length: int | None, error: type[Exception]
-) -> None:
+def test_a_body_that_is_not_taken_is_an_error(parts: Sequence[bytes | None], error: type[Exception]) -> None:
     """Checklist 36, 41."""
-    budget = BodyBudget(10, 100)
     with pytest.raises(error):
-        read(parts, budget, length)
-    assert budget.held_bytes == 0
+        read(parts, BodyBudget(10, 100))
+
+
+@pytest.mark.parametrize("value", [b"", b"-1", b"1e3", b"9" * 19])
+def test_a_length_that_is_none_is_refused(value: bytes) -> None:
+    with pytest.raises(InvalidPayload):
+        declared_length(value)
 
 
 def test_a_stalled_large_body_does_not_let_others_fill_the_memory(tmp_path: Path) -> None:
