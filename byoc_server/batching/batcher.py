@@ -37,6 +37,7 @@ Cancel = Callable[[], None]
 """Gives a request up. Calling it late or twice does no harm."""
 
 _INLINE_SURPRISE_SECONDS = 25 * INLINE_SECONDS
+_STACKED_ON_LOOP_BYTES = 1024 * 1024
 _EXPIRED = "the request was not done within its time"
 
 
@@ -148,7 +149,11 @@ class Batcher:
         self._handed_over.append(batch)
         self._handed_over_rows += rows
         self._watch_deadlines()
-        self._executor.submit(self._infer_batch, batch).add_done_callback(self._on_thread_done)
+        # Stacking gives way to other threads at every piece: with small pieces the worker thread would spend longer on
+        # getting the interpreter back than on copying. Large ones would keep the event loop from its pings.
+        is_small = sum([entry.nbytes for entry in batch]) <= _STACKED_ON_LOOP_BYTES
+        inputs = stack([entry.tensors for entry in batch]) if is_small and self._batched else None
+        self._executor.submit(self._infer_batch, batch, inputs).add_done_callback(self._on_thread_done)
 
     def _infer_inline(self, batch: Sequence[Entry]) -> Outcomes:
         """Run a batch on the event loop, for the last time if it took far longer than the cost model said.
@@ -169,15 +174,22 @@ class Batcher:
             )
         return outcomes
 
-    def _infer_batch(self, batch: Sequence[Entry]) -> Outcomes:
-        """Run a batch; on failure its entries one by one. The only method that runs off the event loop."""
+    def _infer_batch(self, batch: Sequence[Entry], inputs: Tensors | None = None) -> Outcomes:
+        """Run a batch; on failure its entries one by one. The only method that runs off the event loop.
+
+        Args:
+            batch: its entries.
+            inputs: their tensors, if they have been stacked already.
+        """
         entries = [entry for entry in batch if not entry.done]  # some may have left while the batch stood ready
         if not entries:
             return []
         try:
             if not self._batched:
                 return [(entries[0], self._infer(entries[0].tensors))]
-            outputs = self._infer(stack([entry.tensors for entry in entries]))
+            if inputs is None or len(entries) < len(batch):
+                inputs = stack([entry.tensors for entry in entries])
+            outputs = self._infer(inputs)
             return list(zip(entries, split(outputs, [entry.rows for entry in entries]), strict=True))
         except Exception as error:
             if len(entries) == 1:
