@@ -198,6 +198,8 @@ class Batcher:
         return [outcome for entry in entries for outcome in self._infer_batch([entry])]
 
     def _on_thread_done(self, future: Future[Outcomes]) -> None:
+        if future.cancelled():  # the server ends, and nobody waits any more
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone, and so are the clients
             self._loop.call_soon_threadsafe(self._finish, future.result())
 

@@ -60,6 +60,7 @@ def _named_model(path: Path) -> Path:
 
 
 def _model_in(folder: Path) -> Path:
+    next(folder.iterdir(), None)  # says so if this user may not look, where rglob would find nothing
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     models = [p for p in files if p.suffix.lower() in ENGINES]
     if not models:

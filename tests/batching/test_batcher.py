@@ -319,6 +319,28 @@ def test_the_deadline_is_kept_while_the_engine_is_busy() -> None:
     assert model.batches == [[1], [3]]
 
 
+def test_ending_the_worker_thread_drops_the_batch_that_stands_ready_in_silence(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = Model(gate := threading.Event())
+
+    async def main() -> None:
+        executor = ThreadPoolExecutor(1)
+        batcher = Batcher(model, spec(None, 1), QueueLimits(1000, 10**6, 8), SLOW, executor)
+        Answer(batcher, tensors(1))
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        Answer(batcher, tensors(2))
+        await asyncio.sleep(0.01)
+        executor.shutdown(wait=False, cancel_futures=True)
+        gate.set()
+        executor.shutdown()
+
+    asyncio.run(main())
+    assert model.batches == [[1]]
+    assert caplog.text == ""
+
+
 def test_what_is_overdue_when_its_turn_comes_does_not_run() -> None:
     model = Model()
     now = [0.0]

@@ -198,14 +198,16 @@ def test_a_model_that_cannot_be_served_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start a server as another user")
-def test_an_unreadable_folder_is_refused() -> None:
-    """Checklist 13."""
+def test_an_unreadable_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checklist 7, 13."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # the other user cannot write what would be measured
     with tempfile.TemporaryDirectory() as base:
         Path(base).chmod(0o755)
         locked = Path(base) / "model"
         locked.mkdir(mode=0o700)
         identity(locked / "model.onnx")
-        refuses(run_to_end("--model", str(locked), "--port", str(free_port()), command=AS_NOBODY), str(locked))
+        ended = run_to_end("--model", str(locked), "--port", str(free_port()), command=AS_NOBODY)
+        refuses(ended, str(locked), "Permission denied")
 
 
 @ONE_OR_TWO
