@@ -24,8 +24,9 @@ import numpy as np
 import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.conform import checked_leaf, conform_array, convert, records_to_array, require_inputs, shown
+from byoc_server.codecs.conform import conform_array, convert, records_to_array, require_inputs
 from byoc_server.codecs.lines import join_lines
+from byoc_server.codecs.walk import checked_leaf, shown
 from byoc_server.errors import InvalidPayload, NotAcceptable, UnsupportedMediaType
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 

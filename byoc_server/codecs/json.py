@@ -29,8 +29,9 @@ import numpy as np
 import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.conform import Label, one_or_many, require_inputs, shown
+from byoc_server.codecs.conform import one_or_many, require_inputs
 from byoc_server.codecs.records import holds_common_features, tensors_from_columns, tensors_from_records
+from byoc_server.codecs.walk import Label, shown
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import Array, Signature, Tensors, TensorSpec
 

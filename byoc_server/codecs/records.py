@@ -20,14 +20,13 @@ import numpy as np
 
 from byoc_server.codecs.base import DecodeOptions
 from byoc_server.codecs.conform import (
-    Label,
     fits,
     records_to_array,
     require_equal_rows,
     require_inputs,
     shape_text,
-    shown,
 )
+from byoc_server.codecs.walk import Label, shown
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import Signature, Tensors, TensorSpec
 
