@@ -84,8 +84,10 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 def _log_level(raw: str) -> str:
     """Take a name, or Python's numeric level as SageMaker's SDK sends it (20 = info)."""
-    name = logging.getLevelName(int(raw)).lower() if raw.isdecimal() else raw.lower()
-    return _one_of(*_LOG_LEVELS)({"critical": "error", "notset": "debug"}.get(name, name))
+    if raw.isdecimal():
+        number = int(raw)
+        return next((name for name in _LOG_LEVELS if number <= logging.getLevelNamesMapping()[name.upper()]), "error")
+    return _one_of(*_LOG_LEVELS)({"critical": "error", "notset": "debug"}.get(raw.lower(), raw))
 
 
 def _setting(

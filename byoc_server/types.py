@@ -62,7 +62,7 @@ class TensorSpec:
         return "string" if self.dtype == STRING else self.dtype.name
 
     def describe(self) -> str:
-        """One short phrase for logs and error messages, e.g. ``features: float32[N, 4]``."""
+        """One short phrase for logs and error messages, e.g. ``features: float32[?, 4]``."""
         return f"{self.name}: {self.dtype_name}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
 
 

@@ -146,14 +146,15 @@ class Batcher:
                 self._schedule()
             _answer_all(outcomes)
             return
-        self._handed_over.append(batch)
-        self._handed_over_rows += rows
-        self._watch_deadlines()
         # Stacking gives way to other threads at every piece: with small pieces the worker thread would spend longer on
         # getting the interpreter back than on copying. Large ones would keep the event loop from its pings.
         is_small = sum([entry.nbytes for entry in batch]) <= _STACKED_ON_LOOP_BYTES
         inputs = stack([entry.tensors for entry in batch]) if is_small and self._batched else None
-        self._executor.submit(self._infer_batch, batch, inputs).add_done_callback(self._on_thread_done)
+        running = self._executor.submit(self._infer_batch, batch, inputs)
+        self._handed_over.append(batch)
+        self._handed_over_rows += rows
+        self._watch_deadlines()
+        running.add_done_callback(self._on_thread_done)
 
     def _infer_inline(self, batch: Sequence[Entry]) -> Outcomes:
         """Run a batch on the event loop, for the last time if it took far longer than the cost model said.
@@ -211,9 +212,11 @@ class Batcher:
             self._deadline_timer = None
         if self._handed_over:
             self._watch_deadlines()
-        if self._queue and self._may_run and not self._scheduled:
-            self._run_next()  # before the answers are written, or the worker thread waits for that
-        _answer_all(outcomes)
+        try:
+            if self._queue and self._may_run and not self._scheduled:
+                self._run_next()  # before the answers are written, or the worker thread waits for that
+        finally:
+            _answer_all(outcomes)
 
     def _watch_deadlines(self) -> None:
         """Look again when the first entry that waits or runs is out of time; it must not wait for the batch to end."""
@@ -255,11 +258,14 @@ class _Join:
         self._outputs[number] = outcome
         self._left -= 1
         if self._left == 0:
-            self._reply(stack(self._outputs))
+            outputs = stack(self._outputs)
+            self.cancel()
+            self._reply(outputs)
 
     def cancel(self) -> None:
-        """Give up all parts that have not been answered."""
-        for entry in self.entries:
+        """Give up all parts that have not been answered, and let go of all: they lead back here."""
+        entries, self.entries, self._outputs = self.entries, [], []
+        for entry in entries:
             self._cancel(entry)
 
 
@@ -276,6 +282,8 @@ def _answer(entry: Entry, outcome: Tensors | ByocError) -> None:
         entry.reply(outcome)
     except Exception:  # one request's reply must never keep its neighbours from theirs
         logger.exception("a reply failed")
+    if isinstance(outcome, ByocError):
+        outcome.__cause__ = None  # logged by now; its traceback leads to frames that lead to the entry and back here
 
 
 def _as_inference_failed(error: Exception) -> ByocError:

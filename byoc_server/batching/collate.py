@@ -59,5 +59,5 @@ def infer_in_fixed_batches(infer: Infer, tensors: Tensors, size: int) -> Tensors
         rows = len(next(iter(chunk.values())))
         if rows < size:
             chunk = {name: np.concatenate([a, np.repeat(a[:1], size - rows, axis=0)]) for name, a in chunk.items()}
-        outputs.append(split(infer(chunk), [rows, size - rows])[0] if rows < size else infer(chunk))
+        outputs.append(split(infer(chunk), [rows, size - rows] if rows < size else [size])[0])
     return stack(outputs)

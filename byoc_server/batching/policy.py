@@ -93,7 +93,7 @@ class BatchQueue:
             nbytes: of the request as a whole.
             deadline_s: when its time is over.
             now_s: the clock.
-            running_rows: rows of the batch that runs at present.
+            running_rows: rows of the batch that runs at present, and of the one that stands ready behind it.
 
         Raises:
             Overloaded: the queue is full, or the deadline would be missed.

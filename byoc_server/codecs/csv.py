@@ -182,7 +182,7 @@ def _tensors(
     for row, line in zip(rows, line_numbers, strict=True):
         if len(row) != width:
             raise InvalidPayload(
-                f"line {line}: expected {width} columns, got {len(row)}",
+                f"line {line}: expected {width} column{'s' * (width != 1)}, got {len(row)}",
                 field=f"line {line}",
                 expected=f"{width} columns ({', '.join(spec.describe() for spec in signature.inputs)})",
                 got=f"{len(row)} columns",

@@ -30,7 +30,12 @@ import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.conform import one_or_many, require_inputs
-from byoc_server.codecs.records import holds_common_features, tensors_from_columns, tensors_from_records
+from byoc_server.codecs.records import (
+    holds_common_features,
+    is_value_object,
+    tensors_from_columns,
+    tensors_from_records,
+)
 from byoc_server.codecs.walk import Label, shown
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import Array, Signature, Tensors, TensorSpec
@@ -65,14 +70,14 @@ def parse(text: bytes, field: str, expected: str) -> object:
     except orjson.JSONDecodeError as error:
         if not text.strip():
             raise InvalidPayload(f"{field} is empty", field=field, expected=expected, got="nothing") from None
-        reason: Exception = error
+        reason = str(error)  # the text alone: the error leads to this frame, and the frame to the body
     if b"NaN" in text or b"Infinity" in text:
         try:
             return _parse_with_bare_words(text)
         except RecursionError:
             pass
         except ValueError as error:  # the first reader may have stumbled over NaN, which is none
-            reason = error
+            reason = str(error)
     raise InvalidPayload(f"{field} is not valid JSON: {reason}", field=field, expected=expected)
 
 
@@ -130,7 +135,7 @@ def _tensors(document: object, signature: Signature, options: DecodeOptions) -> 
         return _values_or_records(inputs, signature, options, "inputs")
     if "features" in document and signature.sole_input is not None:
         return _values_or_records(document["features"], signature, options, "features")
-    if "data" in document:
+    if "data" in document or (signature.sole_input and is_value_object(document)):
         return tensors_from_records([document], signature, options, lambda i: "body")
     keys = ", ".join(shown(key) for key in list(document)[:5]) or "no keys"
     inputs_text = ", ".join(spec.describe() for spec in signature.inputs)

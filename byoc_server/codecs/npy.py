@@ -133,7 +133,13 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
 
 
 def _storable(array: Array) -> Array:
-    return array.astype(np.str_) if array.dtype == STRING else array
+    if array.dtype != STRING:
+        return array
+    if any(text.endswith("\0") for text in array.ravel().tolist()):
+        raise NotAcceptable(
+            "application/x-npy cannot carry a string that ends with a zero character", accepted=["application/json"]
+        )
+    return array.astype(np.str_)
 
 
 @lru_cache(maxsize=1024)

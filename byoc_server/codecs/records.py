@@ -80,7 +80,7 @@ def _values_by_input(record: object, signature: Signature, where: str) -> Mappin
         if len(record) == len(names) and all(name in record for name in names):
             return record
         if sole is not None and sole.name not in record:
-            if _is_value_object(record):
+            if is_value_object(record):
                 return {sole.name: record}
             features = _features(record, where)
             if features is not None:
@@ -115,7 +115,8 @@ def _features(record: Mapping[str, object], where: str) -> object | None:
     return None
 
 
-def _is_value_object(value: Mapping[str, object]) -> bool:
+def is_value_object(value: Mapping[str, object]) -> bool:
+    """Whether it is ``{"values": ...}``, dense or with ``keys`` and ``shape``."""
     return "values" in value and set(value) <= {"values", "keys", "shape"}
 
 
@@ -138,7 +139,7 @@ def _plain_value(
     if not isinstance(value, dict):
         return value
     where = label(number)
-    if not _is_value_object(value):
+    if not is_value_object(value):
         raise InvalidPayload(
             f"{where}: expected a value for input {spec.name!r}, got an object with the keys "
             + ", ".join(shown(key) for key in list(value)[:5]),

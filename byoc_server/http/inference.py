@@ -157,9 +157,10 @@ class InferencePath:
         request.cancel = self._client.infer(tensors, request.rows, partial(self._on_outcome, request), deadline_s)
 
     def _on_outcome(self, request: _Request, outcome: Tensors | ByocError) -> None:
+        if isinstance(outcome, ByocError):
+            self._fail(request, outcome)
+            return
         try:
-            if isinstance(outcome, ByocError):
-                raise outcome
             formats, signature = request.formats, request.signature
             assert formats is not None
             assert signature is not None
@@ -202,8 +203,9 @@ class InferencePath:
 
     def _cancel(self, request: _Request) -> None:
         request.cancelled = True
-        if request.cancel is not None:
-            request.cancel()
+        cancel, request.cancel = request.cancel, None
+        if cancel is not None:
+            cancel()
 
     def _offload(self, request: _Request, work: Callable[[], T], then: Callable[[_Request, T], None]) -> None:
         """Do ``work`` on a thread, and ``then`` go on with its result on the event loop."""

@@ -82,19 +82,21 @@ class InvocationsEndpoint:
                 lease = BodyLease(self._budget)
                 body = await read_rest(receive, message, lease)
             exchange.answer = answer = self._loop.create_future()
-            exchange.cancel = self._path.submit(head, body, answer.set_result)
+            exchange.cancel = self._path.submit(head, body, exchange.reply)
             del body, message  # a decoder that copied has no more need of it while the model runs
             response = await answer
         except ClientGoneError:
             return
         except ByocError as error:
-            refusal = error
+            # Its traceback leads to this frame, which holds it: a cycle with the whole body in it.
+            refusal = error.with_traceback(None)
         except asyncio.CancelledError:
             task.uncancel()
             exchange.give_up()
             refusal = BodyTimeout(_too_slow(self._timeout_s)) if exchange.timed_out else Unavailable(_ENDING)
         finally:
             self._watch.remove(exchange)
+            exchange.cancel = None  # it leads to who replies, and from there back to the exchange
             if lease is not None:
                 lease.release()
         if refusal is not None:

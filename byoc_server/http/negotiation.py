@@ -2,7 +2,8 @@
 
 Follows RFC 9110 (June 2022), sections 8.3 (media types) and 12.5.1 (Accept): names and parameter names compare
 without case, values may be quoted, the most specific range decides a type's weight, q=0 forbids. Among types of equal
-weight the request's own format wins, then the order of the client, then the order of the codec table.
+weight those the client named win over those a wildcard covers, then the request's own format, then the order of the
+client, then the order of the codec table.
 """
 
 from __future__ import annotations

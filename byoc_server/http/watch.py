@@ -41,6 +41,11 @@ class Exchange:
         self.seen = False
         self.watcher: asyncio.Task[None] | None = None
 
+    def reply(self, response: Response) -> None:
+        """Take the answer, unless the wait for it was cancelled in this very turn."""
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(response)
+
     def give_up(self) -> None:
         """End the wait for the answer, if there is one, without an answer."""
         if self.cancel is not None:

@@ -14,30 +14,52 @@ import asyncio
 import fcntl
 import struct
 import termios
+from collections.abc import Sized
 
 import httptools
+import orjson
 from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from byoc_server.server.transport import JoiningTransport
 
-_INVALID = "Invalid HTTP request received."
+_INVALID = "this is not a valid HTTP request"
 _MAX_HEAD_BYTES = 64 * 1024
 """gunicorn takes 100 fields of 8 KiB, nginx 32 KiB in all, Apache 100 fields of 8 KiB."""
-_HEAD_TOO_LARGE = b'{"error":{"code":"head_too_large","message":"the head of the request is larger than 64 KiB"}}'
+_HEAD_TOO_LARGE = "the head of the request is larger than 64 KiB"
+
+
+class PipelineFlow(FlowControl):
+    """Reads on only when no request is left that has been read already.
+
+    The base class reads on whenever one request is done, so that a client which sends without end and reads nothing
+    would be given memory without end.
+    """
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        """Read on, unless requests wait for their turn."""
+        if self.read_paused and not self._pipeline:
+            super().resume_reading()
 
 
 class Connection(HttpToolsProtocol):
     """One HTTP connection. See the module."""
 
     _running: RequestResponseCycle | None = None
+    _head_scope: object | None = None
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
     _reader_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base class does
         """Begin; a client that connects and sends nothing is closed like one that falls silent later."""
-        super().connection_made(JoiningTransport(transport, self.loop))
+        super().connection_made(JoiningTransport(transport, self.loop, self.timeout_keep_alive))
+        self.flow = PipelineFlow(self.transport, self.pipeline)
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
         if self._draining:
             self.loop.call_soon(self._settle)
@@ -134,15 +156,29 @@ class Connection(HttpToolsProtocol):
             return
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(self.timeout_keep_alive, self._head_overdue)
-        if self._head_begun:
+        if not self._head_begun:
+            return
+        if self._head_scope is self.scope:
             self._head_bytes += size
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self.transport.write(
-                    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
-                    b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-                    % (len(_HEAD_TOO_LARGE), _HEAD_TOO_LARGE)
-                )
-                self.transport.close()
+        else:  # it begins in this read, which may hold all of earlier requests too and is not counted
+            self._head_scope, self._head_bytes = self.scope, 0
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            if self.cycle is None or self.cycle.response_complete:
+                self._refuse(b"431 Request Header Fields Too Large", "head_too_large", _HEAD_TOO_LARGE)
+            else:
+                self.flow.pause_reading()  # the answer to the request before comes first, and resumes it
+
+    def _refuse(self, status: bytes, code: str, message: str) -> None:
+        """Answer in place of the application, and close."""
+        body = orjson.dumps({"error": {"code": code, "message": message}})
+        head = [b"HTTP/1.1 " + status, *(b"%b: %b" % header for header in self.server_state.default_headers)]
+        head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
+        self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
+        self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is not HTTP."""
+        self._refuse(b"400 Bad Request", "bad_request", msg)
 
     def _head_overdue(self) -> None:
         self._head_timer = None

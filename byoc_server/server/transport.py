@@ -17,12 +17,18 @@ _JOINED_BYTES = 64 * 1024
 class JoiningTransport(asyncio.Transport):
     """Keeps a first write until the second, or until the end of this turn of the event loop.
 
-    Everything else is the wrapped transport's.
+    Offers what uvicorn uses of a transport; all but the writing is the wrapped one's.
+
+    Args:
+        transport: the one to write to.
+        loop: its event loop.
+        linger_s: seconds a closed connection may take to send the rest to a client that does not read.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, linger_s: float) -> None:
         self._transport = transport
-        self._call_soon = loop.call_soon
+        self._loop = loop
+        self._linger_s = linger_s
         self._kept: bytes | None = None
         self._flush_is_due = False
         # Looked up often, and cheaper without a method in between.
@@ -35,7 +41,7 @@ class JoiningTransport(asyncio.Transport):
             self._kept = bytes(data)
             if not self._flush_is_due:
                 self._flush_is_due = True
-                self._call_soon(self._on_turn)
+                self._loop.call_soon(self._on_turn)
         elif len(data) < _JOINED_BYTES:
             self._transport.write(kept + data)
         else:
@@ -43,7 +49,8 @@ class JoiningTransport(asyncio.Transport):
 
     def _on_turn(self) -> None:
         self._flush_is_due = False
-        self._flush()
+        if not self._transport.is_closing():  # lost in this very turn; a close has flushed already
+            self._flush()
 
     def _flush(self) -> None:
         kept, self._kept = self._kept, None
@@ -51,9 +58,13 @@ class JoiningTransport(asyncio.Transport):
             self._transport.write(kept)
 
     def close(self) -> None:
-        """Write what was kept, and close when all is sent."""
+        """Write what was kept, and close when all is sent, or when the client had time enough to read it."""
+        if self._transport.is_closing():
+            return
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(self._linger_s, self._transport.abort)
 
     def abort(self) -> None:
         """Close at once."""

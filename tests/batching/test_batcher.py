@@ -91,6 +91,7 @@ class Answer:
 
     def _take(self, outcome: Tensors | ByocError) -> None:
         self.outcomes.append(outcome)
+        self.cause = outcome.__cause__ if isinstance(outcome, ByocError) else None
         self._event.set()
 
     async def wait(self) -> Tensors | ByocError:
@@ -177,7 +178,7 @@ def test_only_the_poisonous_entry_fails(caplog: pytest.LogCaptureFixture) -> Non
         assert await fine.values() == [6]
         outcome = await bad.wait()
         assert isinstance(outcome, InferenceFailed)
-        assert isinstance(outcome.__cause__, RuntimeError)
+        assert isinstance(bad.cause, RuntimeError)
 
     with caplog.at_level(logging.WARNING):
         run(scenario, model)

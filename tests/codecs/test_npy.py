@@ -125,7 +125,7 @@ def test_shapes_that_do_not_fit(array: Array, signature: Signature, words: str) 
     [
         (np.array([-128, 127]), "int8"),
         (np.array([0, 255], np.float32), "uint8"),
-        (np.array([-(2.0**53), 2.0**53]), "int64"),
+        (np.array([-(2.0**53 - 1), 2.0**53 - 1]), "int64"),
         (np.array([2**64 - 1], np.uint64), "uint64"),
         (np.array([5, 7], np.float16), "int64"),
         (np.array([True, False]), "int32"),

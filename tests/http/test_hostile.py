@@ -268,3 +268,19 @@ def served(server: ServerProcess) -> bool:
         return server.exchange(GOOD, 2).status == 200
     except (OSError, EOFError):
         return False
+
+
+def test_a_long_body_before_a_partial_head_is_no_long_head(server: ServerProcess) -> None:
+    """The request before is answered, whatever came with it in one read."""
+    rows = b"0\n" * 60_000
+    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nAccept: text/csv\r\n"
+    with server.connect() as connection, connection.makefile("rb") as stream:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(rows) + rows + head)
+        assert read_answer(stream).status == 200
+        connection.sendall(b"Content-Length: 2\r\n\r\n0\n")
+        assert read_answer(stream).status == 200
+
+
+def test_what_is_not_http_gets_an_error_as_json(server: ServerProcess) -> None:
+    answer = server.exchange(b"\x16\x03\x01\x02\x00 this is TLS, say\r\n\r\n")
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "bad_request")
