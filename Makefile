@@ -27,7 +27,7 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The three benchmarks, one after the other: about ten minutes, and nothing else should run.
+# The three benchmarks, one after the other: about twelve minutes. Needs wrk, and nothing else should run.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.bench_overhead
 	$(BIN)/python -m benchmarks.bench_batching

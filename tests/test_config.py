@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -132,3 +133,7 @@ def test_the_reference_page_names_everything() -> None:
     assert "`SAGEMAKER_BIND_TO_PORT` (*platform*)" in page
     assert "| `true` |" in page
     assert "|  |" in page
+
+
+def test_the_reference_page_in_the_docs_is_the_one_the_settings_make() -> None:
+    assert (Path(__file__).parent.parent / "docs" / "settings.md").read_text() == reference_page()
