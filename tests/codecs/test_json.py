@@ -517,3 +517,13 @@ def test_answers_do_not_depend_on_the_memory_layout() -> None:
 
 def test_spec_helper_reads_strings() -> None:
     assert spec("x", "string", (None,)).dtype_name == "string"
+
+
+def test_large_integers_beside_floats_keep_every_digit() -> None:
+    tensors = decode(b'{"instances": [[9007199254740993, 1.0]]}', one("int64", (None, 2)), OPTIONS)
+    assert tensors["x"].tolist() == [[9007199254740993, 1]]
+
+
+@pytest.mark.parametrize("body", [b'{"keys": [0, 2], "shape": [4], "values": [5, 1]}', b'{"values": [5, 0, 1, 0]}'])
+def test_a_value_object_may_be_the_whole_body(body: bytes) -> None:
+    assert decode(body, one(), OPTIONS)["x"].tolist() == [[5, 0, 1, 0]]

@@ -397,3 +397,9 @@ def test_outputs_that_npy_cannot_carry() -> None:
     signature = several(("\u20ac", "float32", (None,)), ("b", "float32", (None,)))
     with pytest.raises(NotAcceptable, match="names"):
         encode({"\u20ac": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)}, signature, ENCODE)
+
+
+def test_strings_that_would_lose_their_end_are_refused() -> None:
+    """NumPy pads fixed-width strings with zeros, so a zero at the end cannot be told from the padding."""
+    with pytest.raises(NotAcceptable, match="zero character"):
+        encode({"y": texts(["a\0"])}, one("string", (None,)), ENCODE)
