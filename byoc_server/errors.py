@@ -11,6 +11,7 @@
     |   +-- BodyTimeout              408  the body did not arrive in time
     |   +-- PayloadTooLarge          413
     |   +-- UnsupportedMediaType     415
+    |   +-- HeadTooLarge             431  the head of the request is over the limit
     +-- Unavailable                  503  the server's, for now: a retry can help, Retry-After says when
     |   +-- NotReady                      the model is still loading, or has failed
     |   +-- Overloaded                    queue full, or the answer would come after the deadline
@@ -124,6 +125,13 @@ class UnsupportedMediaType(RequestError):
 
     status = 415
     code = "unsupported_media_type"
+
+
+class HeadTooLarge(RequestError):
+    """The head of the request is over the limit."""
+
+    status = 431
+    code = "head_too_large"
 
 
 class Unavailable(ByocError):

@@ -66,6 +66,11 @@ class TensorSpec:
         return f"{self.name}: {self.dtype_name}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
 
 
+def tensor_bytes(tensors: Tensors) -> int:
+    """Size of all arrays together, in bytes; of strings only the references count."""
+    return sum([array.nbytes for array in tensors.values()])
+
+
 @dataclass(frozen=True)
 class Signature:
     """Inputs and outputs of one model and how its batch axis works.

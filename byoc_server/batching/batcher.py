@@ -27,7 +27,7 @@ from byoc_server.batching.collate import Infer, slice_rows, split, stack
 from byoc_server.batching.policy import BatchQueue, Entry, QueueLimits, Reply
 from byoc_server.batching.profile import INLINE_SECONDS, BatchProfile
 from byoc_server.errors import ByocError, DeadlineExceeded, InferenceFailed
-from byoc_server.types import Signature, Tensors
+from byoc_server.types import Signature, Tensors, tensor_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Batcher:
         Raises:
             Overloaded: refused at once.
         """
-        nbytes = sum([array.nbytes for array in tensors.values()])
+        nbytes = tensor_bytes(tensors)
         self._queue.admit(rows, nbytes, deadline_s, self._clock(), self._handed_over_rows)
         key: Hashable = None if self._one_key else tuple([array.shape[1:] for array in tensors.values()])
         if rows > self._max_batch_size:
@@ -109,9 +109,8 @@ class Batcher:
         slices = slice_rows(tensors, self._max_batch_size)
         join = _Join(len(slices), reply, self._queue.cancel)
         for number, part in enumerate(slices):
-            nbytes = sum([array.nbytes for array in part.values()])
             rows = self._signature.row_count(part)
-            entry = Entry(part, rows, nbytes, key, deadline_s, partial(join.take, number))
+            entry = Entry(part, rows, tensor_bytes(part), key, deadline_s, partial(join.take, number))
             join.entries.append(entry)
             self._queue.push(entry)
         self._schedule()
@@ -207,11 +206,7 @@ class Batcher:
     def _finish(self, outcomes: Outcomes) -> None:
         """Take back the batch that ran longest; the worker thread is one, so batches come back in order."""
         self._handed_over_rows -= sum([entry.rows for entry in self._handed_over.popleft()])
-        if self._deadline_timer is not None:
-            self._deadline_timer.cancel()
-            self._deadline_timer = None
-        if self._handed_over:
-            self._watch_deadlines()
+        self._watch_deadlines()
         try:
             if self._queue and self._may_run and not self._scheduled:
                 self._run_next()  # before the answers are written, or the worker thread waits for that
@@ -222,6 +217,9 @@ class Batcher:
         """Look again when the first entry that waits or runs is out of time; it must not wait for the batch to end."""
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
+            self._deadline_timer = None
+        if not self._handed_over:
+            return
         deadlines = [entry.deadline_s for batch in self._handed_over for entry in batch if not entry.done]
         waiting = self._queue.next_deadline_s()
         if waiting is not None:

@@ -147,9 +147,7 @@ class BatchQueue:
             else:
                 skipped.append(entry)
                 continue
-            entry.waiting = False
-            self.rows -= entry.rows
-            self.nbytes -= entry.nbytes
+            self._leave(entry)
             if room == 0:
                 break
         entries.extendleft(reversed(skipped))

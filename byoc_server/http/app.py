@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,6 @@ from byoc_server.http.responses import error_response
 from byoc_server.models.model import Model
 from byoc_server.telemetry.logging import resolve_format
 from byoc_server.telemetry.request_log import RequestLog
-
-logger = logging.getLogger(__name__)
 
 _CODEC_THREADS = 2
 

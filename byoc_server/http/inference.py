@@ -32,7 +32,7 @@ from byoc_server.errors import ByocError, InferenceFailed
 from byoc_server.http.negotiation import choose_decoder, choose_encoder
 from byoc_server.http.responses import Header, Response, error_response
 from byoc_server.telemetry.request_log import RequestLog
-from byoc_server.types import Signature, Tensors
+from byoc_server.types import Signature, Tensors, tensor_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class InferencePath:
             formats, signature = request.formats, request.signature
             assert formats is not None
             assert signature is not None
-            if sum([array.nbytes for array in outcome.values()]) > formats.encode_inline_bytes:
+            if tensor_bytes(outcome) > formats.encode_inline_bytes:
                 encode = partial(formats.encode, outcome, signature, self._encode_options)
                 self._offload(request, encode, self._succeed)
             else:

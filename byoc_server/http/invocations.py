@@ -102,8 +102,7 @@ class InvocationsEndpoint:
         if refusal is not None:
             await self._refuse(head, refusal, receive, send)
         elif response is not None:
-            await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
-            await send({"type": "http.response.body", "body": response.body})
+            await send_response(send, response)
 
     async def _refuse(self, head: Head, error: ByocError, receive: Receive, send: Send) -> None:
         """Answer without the model, and end the connection once the client has had a chance to see it."""

@@ -17,11 +17,12 @@ import termios
 from collections.abc import Sized
 
 import httptools
-import orjson
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from byoc_server.errors import ByocError, HeadTooLarge, RequestError
+from byoc_server.http.responses import error_response
 from byoc_server.server.transport import JoiningTransport
 
 _INVALID = "this is not a valid HTTP request"
@@ -164,21 +165,21 @@ class Connection(HttpToolsProtocol):
             self._head_scope, self._head_bytes = self.scope, 0
         if self._head_bytes > _MAX_HEAD_BYTES:
             if self.cycle is None or self.cycle.response_complete:
-                self._refuse(b"431 Request Header Fields Too Large", "head_too_large", _HEAD_TOO_LARGE)
+                self._refuse(HeadTooLarge(_HEAD_TOO_LARGE))
             else:
                 self.flow.pause_reading()  # the answer to the request before comes first, and resumes it
 
-    def _refuse(self, status: bytes, code: str, message: str) -> None:
+    def _refuse(self, error: ByocError) -> None:
         """Answer in place of the application, and close."""
-        body = orjson.dumps({"error": {"code": code, "message": message}})
-        head = [b"HTTP/1.1 " + status, *(b"%b: %b" % header for header in self.server_state.default_headers)]
-        head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
-        self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
+        response = error_response(error)
+        headers = [*self.server_state.default_headers, *response.headers, (b"connection", b"close")]
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        self.transport.write(STATUS_LINE[response.status] + lines + b"\r\n" + response.body)
         self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not HTTP."""
-        self._refuse(b"400 Bad Request", "bad_request", msg)
+        self._refuse(RequestError(msg))
 
     def _head_overdue(self) -> None:
         self._head_timer = None

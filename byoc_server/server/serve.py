@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from byoc_server import __version__
-from byoc_server.codecs.base import accepted_media_types, codecs_by_media_type
+from byoc_server.codecs.base import accepted_media_types
 from byoc_server.config import Settings
-from byoc_server.errors import SettingsError
+from byoc_server.errors import SettingsError, UnsupportedMediaType
+from byoc_server.http.negotiation import choose_decoder
 from byoc_server.models.repository import ModelSource, find_model
 from byoc_server.server.listener import listen
 from byoc_server.telemetry.logging import configure, resolve_format
@@ -46,12 +47,13 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
 
 
 def _require_known_formats(settings: Settings) -> None:
-    known = codecs_by_media_type()
     for name in ("default_content_type", "default_accept"):
         media_type: str = getattr(settings, name)
-        if media_type.partition(";")[0].strip().lower() not in known:
+        try:
+            choose_decoder(None, media_type)
+        except UnsupportedMediaType:
             accepted = ", ".join(accepted_media_types())
-            raise SettingsError(f"{name}={media_type}: this server has no such format; use one of {accepted}")
+            raise SettingsError(f"{name}={media_type}: this server has no such format; use one of {accepted}") from None
 
 
 def _log_start(settings: Settings, source: ModelSource, port: int) -> None:
