@@ -32,6 +32,12 @@ def _text(raw: str) -> str:
     return raw
 
 
+def _folder(raw: str) -> str:
+    if not raw.startswith("/") or ":" in raw or ";" in raw:
+        raise ValueError("expected an absolute path without ':' and ';', which LD_LIBRARY_PATH cannot hold")
+    return raw
+
+
 def _media_type(raw: str) -> str:
     if not _MEDIA_TYPE.match(raw):
         raise ValueError("expected a media type such as application/json")
@@ -130,6 +136,23 @@ class Settings:
     )
     threads: int = _setting(
         0, _integer(0, 1024), "threads of one inference; 0 = auto: usable CPU cores divided by workers"
+    )
+    device: str = _setting(
+        "auto",
+        _one_of("auto", "cpu", "gpu"),
+        "where the model runs: auto, cpu or gpu; auto = a GPU where one is visible, else the CPU",
+    )
+    cuda_compat: str = _setting(
+        "auto",
+        _one_of("auto", "on", "off", "rule", "probe"),
+        "CUDA forward-compatibility package: auto = by rule, confirmed by a probe; rule = no probe; "
+        "probe = always probe; on = use it, whatever the rule says; off = never",
+    )
+    cuda_compat_dir: str = _setting(
+        "", _folder, "folder with the compatibility libraries; empty: looked for under /usr/local/cuda*/compat"
+    )
+    cuda_compat_timeout_s: float = _setting(
+        20.0, _number(0.1, 600), "seconds a probe of the CUDA driver library may take"
     )
     max_batch_size: int = _setting(
         0, _integer(0, 65536), "most records in one batch; 0 = auto: the size with the best throughput at warm-up"

@@ -20,6 +20,7 @@
     +-- StartupError                      no HTTP status: the server cannot start
         +-- SettingsError
         +-- ModelLoadError
+        +-- GpuUnavailable           503  also an Unavailable: the server stays up to say why
 
 A message is written for the person who reads the answer: it names the field, what was expected and what came.
 It never holds a path, a host name or a trace. The class docstring is the documentation of the code.
@@ -192,3 +193,17 @@ class ModelLoadError(StartupError):
     """The model cannot be found, read or served."""
 
     code = "model_load_error"
+
+
+class GpuUnavailable(Unavailable, StartupError):
+    """The model is to run on a GPU and cannot.
+
+    The server does not end: an operator who sees only that the endpoint does not get healthy can ask it for the reason,
+    and nothing is gained by starting it again and again on the same host.
+    """
+
+    code = "gpu_unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float = 60.0, **details: object) -> None:
+        """Advise a retry no sooner than another host could be there."""
+        super().__init__(message, retry_after_s=retry_after_s, **details)

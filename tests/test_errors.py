@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from byoc_server import errors
-from byoc_server.errors import ByocError, InvalidPayload, MethodNotAllowed, Unavailable
+from byoc_server.errors import ByocError, GpuUnavailable, InvalidPayload, MethodNotAllowed, StartupError, Unavailable
 
 
 def tree(root: type[ByocError]) -> Iterator[type[ByocError]]:
@@ -35,6 +35,7 @@ def tree(root: type[ByocError]) -> Iterator[type[ByocError]]:
         ("Overloaded", 503, True),
         ("DeadlineExceeded", 503, True),
         ("InferenceFailed", 500, False),
+        ("GpuUnavailable", 503, True),
     ],
 )
 def test_statuses(name: str, status: int, retryable: bool) -> None:
@@ -44,7 +45,7 @@ def test_statuses(name: str, status: int, retryable: bool) -> None:
 
 
 def test_codes_are_unique_and_every_class_is_in_the_overview() -> None:
-    classes = list(tree(ByocError))
+    classes = set(tree(ByocError))  # one of them has two parents
     codes = [error.code for error in classes]
     assert len(set(codes)) == len(codes)
     assert errors.__doc__ is not None
@@ -72,3 +73,9 @@ def test_retry_after_is_whole_seconds(advice_s: float, whole: int) -> None:
     error = Unavailable("later", retry_after_s=advice_s, queued=3)
     assert error.headers() == [(b"retry-after", b"%d" % whole)]
     assert error.details == {"retry_after_s": whole, "queued": 3}
+
+
+def test_a_missing_gpu_is_both_a_failed_start_and_an_answer() -> None:
+    error = GpuUnavailable("no driver")
+    assert isinstance(error, StartupError)
+    assert (error.message, error.headers()) == ("no driver", [(b"retry-after", b"60")])

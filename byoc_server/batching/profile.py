@@ -63,17 +63,26 @@ def climb(measure: Callable[[int], float], largest: int, budget_s: float) -> Bat
     """Measure batch sizes 1, 2, 4, ... until throughput stops growing.
 
     Args:
-        measure: runs batches of so many rows and returns the seconds of one.
+        measure: runs batches of so many rows and returns the seconds of one. If it raises, the climb ends below: a
+            batch may be too large for the memory of the device.
         largest: no rung above this.
         budget_s: end once the next rung would probably take the measured total over this.
 
     Returns:
         At least the rung of one row.
+
+    Raises:
+        Exception: what ``measure`` raised for one row.
     """
     rungs: list[tuple[int, float]] = []
     best_rows_per_s, without_gain, spent_s, rows = 0.0, 0, 0.0, 1
     while True:
-        seconds = max(measure(rows), 1e-9)
+        try:
+            seconds = max(measure(rows), 1e-9)
+        except Exception:  # whatever the engine raises
+            if not rungs:
+                raise
+            return BatchProfile(tuple(rungs))
         rungs.append((rows, seconds))
         spent_s += seconds
         if rows / seconds > best_rows_per_s * _WORTHWHILE_GAIN:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from byoc_server.batching.batcher import Batcher, Cancel
 from byoc_server.batching.policy import QueueLimits, Reply
-from byoc_server.errors import ModelLoadError, NotReady, StartupError
+from byoc_server.errors import GpuUnavailable, ModelLoadError, NotReady, StartupError, Unavailable
 from byoc_server.models.model import Model
 from byoc_server.types import Signature, Tensors
 
@@ -30,10 +30,21 @@ class ModelState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """State of the model, and in words why it is not ready."""
+    """State of the model, and why it is not ready.
+
+    Attributes:
+        state: where it is in its life.
+        reason: why it is not ready, in words for the client.
+        error: class of the error a client gets while it is not ready.
+    """
 
     state: ModelState
     reason: str = ""
+    error: type[NotReady | GpuUnavailable] = NotReady
+
+    def refusal(self) -> Unavailable:
+        """A new error for one request: an exception keeps hold of the frames it is raised through."""
+        return self.error(self.reason)
 
 
 class InferenceClient(Protocol):
@@ -49,7 +60,7 @@ class InferenceClient(Protocol):
         """Inputs and outputs of the model.
 
         Raises:
-            NotReady: it is not loaded.
+            Unavailable: it is not loaded.
         """
         ...
 
@@ -63,8 +74,7 @@ class InferenceClient(Protocol):
             deadline_s: in seconds of the monotonic clock.
 
         Raises:
-            NotReady: the model is not loaded.
-            Overloaded: refused at once.
+            Unavailable: the model is not loaded, or the request is refused at once.
         """
         ...
 
@@ -76,7 +86,8 @@ class LocalClient:
         load: loads the model; called on a thread of its own.
         max_queue_rows: rows that may wait.
         max_queue_bytes: bytes of tensors that may wait.
-        on_failure: told on the event loop when loading fails.
+        on_failure: told on the event loop when loading fails, except for want of a GPU: that is said in the log and in
+            every answer.
         on_ready: told on the event loop when the model is ready.
     """
 
@@ -106,15 +117,15 @@ class LocalClient:
 
     @property
     def signature(self) -> Signature:
-        """Inputs and outputs of the model. Raises ``NotReady``."""
+        """Inputs and outputs of the model. Raises ``Unavailable``."""
         if self._model is None:
-            raise NotReady(self._status.reason)
+            raise self._status.refusal()
         return self._model.signature
 
     def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float) -> Cancel:
         """Run one request. See ``InferenceClient.infer``."""
         if self._batcher is None:
-            raise NotReady(self._status.reason)
+            raise self._status.refusal()
         return self._batcher.submit(tensors, rows, reply, deadline_s)
 
     def start(self) -> None:
@@ -156,6 +167,10 @@ class LocalClient:
 
     def _loaded(self, outcome: Model | StartupError) -> None:
         self._settled.set()
+        if isinstance(outcome, GpuUnavailable):
+            self._status = ModelStatus(ModelState.FAILED, outcome.message, GpuUnavailable)
+            logger.error(outcome.message, extra={"event": outcome.code})
+            return
         if isinstance(outcome, StartupError):
             self._status = ModelStatus(ModelState.FAILED, "the model could not be loaded")
             self._on_failure(outcome)

@@ -20,9 +20,13 @@ class EngineOptions:
 
     Attributes:
         threads: threads of one inference, the calling one included.
+        device: ``auto``, ``cpu`` or ``gpu``.
+        gpu_usable: a GPU is to be seen here; matters for ``auto`` alone.
     """
 
     threads: int
+    device: str = "auto"
+    gpu_usable: bool = False
 
 
 class Engine(Protocol):
@@ -40,7 +44,7 @@ class Engine(Protocol):
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """What the start summary should say of it: versions, execution provider, threads."""
+        """What the start summary should say of it: versions, device, execution providers, threads."""
         ...
 
     def infer(self, tensors: Tensors) -> Tensors:
@@ -63,7 +67,7 @@ class Engine(Protocol):
 
 
 OpenEngine = Callable[[Path, EngineOptions], Engine]
-"""Loads a model file. Raises ``ModelLoadError``."""
+"""Loads a model file. Raises ``ModelLoadError`` and ``GpuUnavailable``."""
 
 ENGINES: Mapping[str, str] = {
     ".onnx": "byoc_server.engines.onnx:open_model",

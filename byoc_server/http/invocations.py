@@ -41,7 +41,7 @@ class PingEndpoint:
         if scope["method"] not in _PING_METHODS:
             response = error_response(MethodNotAllowed(scope["method"], _PING_METHODS))
         elif status.state is not ModelState.READY:
-            response = error_response(NotReady(status.reason))
+            response = error_response(status.refusal())
         elif not self._all_ready():
             response = error_response(NotReady("other workers are still loading the model"))
         else:

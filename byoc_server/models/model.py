@@ -61,6 +61,7 @@ def load_model(path: Path, options: EngineOptions, max_batch_size: int) -> Model
 
     Raises:
         ModelLoadError: the engine cannot load it.
+        GpuUnavailable: it is to run on a GPU and cannot.
     """
     start_s = time.perf_counter()
     engine = engine_for(path)(path, options)

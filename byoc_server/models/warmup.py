@@ -18,6 +18,7 @@ import numpy as np
 
 from byoc_server.batching.collate import Infer, infer_in_fixed_batches
 from byoc_server.batching.profile import LARGEST_RUNG, BatchProfile, climb
+from byoc_server.errors import GpuUnavailable
 from byoc_server.types import STRING, BatchAxis, Signature, Tensors
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,9 @@ def warm_up(
         signature: as declared by the graph.
         max_batch_size: no larger batch is measured; 0 = no bound of the user's.
         clock: seconds.
+
+    Raises:
+        GpuUnavailable: the engine cannot use its GPU.
     """
     open_axis = _find_open_axis(infer, signature)
     if open_axis is None:
@@ -69,8 +73,16 @@ def warm_up(
         BatchAxis.FIXED: signature.batch_size or 1,
         BatchAxis.ABSENT: 1,
     }[signature.batch_axis]
-    profile = climb(lambda rows: _measure(run, example(signature, rows), clock), largest, _BUDGET_S)
-    return WarmUp(signature, run, profile)
+
+    def measure(rows: int) -> float:
+        try:
+            return _measure(run, example(signature, rows), clock)
+        except Exception as error:
+            text = "warm-up: a batch of %d fails, larger ones are not tried: %s"
+            logger.warning(text, rows, str(error).partition("\n")[0], extra={"event": "warm_up"})
+            raise
+
+    return WarmUp(signature, run, climb(measure, largest, _BUDGET_S))
 
 
 def make_example(signature: Signature, rows: int, open_axis: int) -> Tensors:
@@ -120,6 +132,8 @@ def _find_open_axis(infer: Infer, signature: Signature) -> int | None:
     for guess in guesses:
         try:
             run(make_example(signature, 1, guess))
+        except GpuUnavailable:  # no guess can help
+            raise
         except Exception as error:
             logger.debug("warm-up with open axes of length %d failed: %s", guess, error)
         else:

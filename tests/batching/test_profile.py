@@ -48,6 +48,20 @@ def test_climbing_ends_when_the_next_rung_would_break_the_budget() -> None:
     assert [rows for rows, _ in profile.rungs] == [1, 2]
 
 
+@pytest.mark.parametrize("fails_from", [1, 2, 8])
+def test_climbing_ends_below_a_size_that_fails(fails_from: int) -> None:
+    def measure(rows: int) -> float:
+        if rows >= fails_from:
+            raise RuntimeError("out of memory")
+        return 1.0
+
+    if fails_from == 1:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            climb(measure, largest=256, budget_s=1e9)
+    else:
+        assert climb(measure, largest=256, budget_s=1e9).rungs[-1] == (fails_from // 2, 1.0)
+
+
 def test_a_clock_too_coarse_to_see_a_run_does_no_harm() -> None:
     assert climb(lambda rows: 0.0, largest=4, budget_s=1).rows_per_s is not None
 

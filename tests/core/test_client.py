@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from byoc_server.core.client import LocalClient, ModelState
 from byoc_server.engines.base import EngineOptions
-from byoc_server.errors import ByocError, ModelLoadError, NotReady, StartupError
+from byoc_server.errors import ByocError, GpuUnavailable, ModelLoadError, NotReady, StartupError
 from byoc_server.models.model import Model, load_model
 from byoc_server.types import Tensors
 from tests.onnx_models import identity
@@ -75,10 +76,37 @@ def test_a_load_that_fails_is_told_in_one_line(error: Exception, message: str) -
         local.start()
         await asyncio.wait_for(local.settled(), 10)
         assert state(local) is ModelState.FAILED
+        assert local.status.reason == "the model could not be loaded"
         assert local.close()
 
     asyncio.run(main())
     assert [message in failure.message for failure in failures] == [True]
+
+
+def test_a_missing_gpu_is_the_answer_and_not_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    failures: list[StartupError] = []
+
+    def load() -> Model:
+        raise GpuUnavailable("libcuda.so.1 is not here; start the container with --gpus all")
+
+    async def main() -> None:
+        local = client(load, failures)
+        local.start()
+        await asyncio.wait_for(local.settled(), 10)
+        assert state(local) is ModelState.FAILED
+        with pytest.raises(GpuUnavailable, match=r"libcuda\.so\.1 is not here") as first:
+            _ = local.signature
+        with pytest.raises(GpuUnavailable, match="--gpus all") as second:
+            local.infer({}, 1, lambda outcome: None, 1e12)
+        assert first.value is not second.value  # or it would gather the traces of all requests
+        assert local.close()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(main())
+    assert failures == []
+    (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert (line.levelname, getattr(line, "event", None)) == ("ERROR", "gpu_unavailable")
+    assert "--gpus all" in line.message
 
 
 def test_closing_does_not_wait_for_a_load_that_hangs(model_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from byoc_server.errors import GpuUnavailable
 from byoc_server.models.warmup import make_example, warm_up
 from byoc_server.types import STRING, BatchAxis, Signature, Tensors, TensorSpec
 
@@ -113,6 +114,21 @@ def test_a_model_that_takes_no_made_up_input_is_served_without_a_cost_model(capl
         warm = warm_up(infer, signature((None, None)), 0, Clock())
     assert warm.profile.rungs == ()
     assert "without a cost model" in caplog.text
+
+
+def test_a_gpu_that_cannot_be_used_ends_warm_up() -> None:
+    def infer(tensors: Tensors) -> Tensors:
+        raise GpuUnavailable("CUDA failure 209")
+
+    with pytest.raises(GpuUnavailable):
+        warm_up(infer, signature((None, None)), 0, Clock())
+
+
+def test_a_batch_too_large_for_the_memory_ends_the_climb_below_it(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    warm = warm_up(Engine(clock, fails_on=[16]), signature((None, 4)), 0, clock)
+    assert [rows for rows, _ in warm.profile.rungs] == [1, 2, 4, 8]
+    assert "a batch of 16 fails" in caplog.text
 
 
 def test_examples_are_zeros_and_empty_strings_of_the_declared_shapes() -> None:

@@ -1,0 +1,196 @@
+"""Choosing the device, and saying why a GPU was not to be had."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from byoc_server.engines.providers import (
+    CPU,
+    CUDA,
+    Device,
+    choose_device,
+    explain_gpu_failure,
+    is_gpu_failure,
+    provider_options,
+)
+from byoc_server.errors import GpuUnavailable
+
+WITH_CUDA = ["TensorrtExecutionProvider", CUDA, CPU]
+CPU_ONLY = ["AzureExecutionProvider", CPU]
+
+
+@pytest.mark.parametrize(
+    ("setting", "gpu_usable", "built_in", "device"),
+    [
+        ("cpu", True, WITH_CUDA, Device.CPU),
+        ("cpu", False, CPU_ONLY, Device.CPU),
+        ("auto", False, WITH_CUDA, Device.CPU),
+        ("auto", False, CPU_ONLY, Device.CPU),
+        ("auto", True, WITH_CUDA, Device.GPU),
+        ("gpu", True, WITH_CUDA, Device.GPU),
+        ("gpu", False, WITH_CUDA, Device.GPU),  # what is to be seen may be wrong; CUDA itself will tell
+    ],
+)
+def test_the_device_is_chosen_without_a_word(
+    setting: str, gpu_usable: bool, built_in: list[str], device: Device
+) -> None:
+    choice = choose_device(setting, gpu_usable, built_in)
+    assert (choice.device, choice.advice) == (device, "")
+
+
+def test_a_gpu_that_the_installed_onnx_runtime_cannot_use_is_pointed_out() -> None:
+    choice = choose_device("auto", True, CPU_ONLY)
+    assert choice.device is Device.CPU
+    for words in ("onnxruntime-gpu", "--device cpu"):
+        assert words in choice.advice
+
+
+@pytest.mark.parametrize("gpu_usable", [True, False])
+def test_a_gpu_demanded_of_onnx_runtime_for_the_cpu_is_an_error(gpu_usable: bool) -> None:
+    with pytest.raises(GpuUnavailable, match="install onnxruntime-gpu in place of onnxruntime"):
+        choose_device("gpu", gpu_usable, CPU_ONLY)
+
+
+def test_the_cpu_comes_alone_and_second_to_cuda() -> None:
+    assert provider_options(Device.CPU) == [CPU]
+    first, second = provider_options(Device.GPU)
+    assert isinstance(first, tuple)
+    name, options = first
+    assert (name, second) == (CUDA, CPU)
+    assert all(isinstance(value, str) for value in options.values())  # ONNX Runtime takes nothing else
+
+
+def cuda_call(number: int, words: str, library: str = "CUDA") -> str:
+    """An error as ONNX Runtime 1.31 words it when a call into CUDA fails."""
+    return (
+        "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void, "
+        "onnxruntime::common::Status> onnxruntime::CudaCall(ERRTYPE, const char*, int) [with ERRTYPE = cudaError; bool "
+        f"THRW = true] {library} failure {number}: {words} ; GPU=-1 ; hostname=ip-10-0-0-1 ; "
+        "file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=355 ; "
+        "expr=cudaSetDevice(info_.device_id); \n\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "advice"),
+    [
+        (2, "out of memory", "fewer --workers or a larger GPU"),
+        (34, "CUDA driver is a stub library", "out of LD_LIBRARY_PATH"),
+        (35, "CUDA driver version is insufficient for CUDA runtime version", "InferenceAmiVersion"),
+        (36, "API call is not supported in the installed CUDA driver", "InferenceAmiVersion"),
+        (100, "no CUDA-capable device is detected", "--gpus all"),
+        (222, "the provided PTX was compiled with an unsupported toolchain.", "cuda-compat"),
+        (802, "system not yet initialized", "restart the container"),
+        (803, "system has unsupported display driver / cuda driver combination", "--cuda-compat off"),
+        (804, "forward compatibility was attempted on non supported HW", "this kind of GPU"),
+    ],
+)
+def test_an_error_of_cuda_comes_with_what_to_do(number: int, words: str, advice: str) -> None:
+    reported = cuda_call(number, words)
+    assert is_gpu_failure(reported)
+    line = explain_gpu_failure(reported)
+    assert f"CUDA failure {number} ({words}): " in line
+    assert advice in line
+    assert_presentable(line)
+
+
+@pytest.mark.parametrize(
+    ("reported", "name"),
+    [
+        (cuda_call(999, "unknown error"), "CUDA failure 999 (unknown error);"),
+        (cuda_call(35, "CUDNN_STATUS", "CUDNN"), "CUDNN failure 35 (CUDNN_STATUS);"),  # the same number, another list
+        (cuda_call(8, "no plan", "CUDNN_FE"), "CUDNN_FE failure 8 (no plan);"),
+        (cuda_call(3, "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS"), "CUBLAS failure 3 (CUBLAS_STATUS_ALLOC_FAILED);"),
+    ],
+)
+def test_an_error_nobody_foresaw_is_named(reported: str, name: str) -> None:
+    assert is_gpu_failure(reported)
+    line = explain_gpu_failure(reported)
+    assert name in line
+    assert "driver" not in line
+    assert_presentable(line)
+
+
+@pytest.mark.parametrize(
+    ("reported", "library", "advice"),
+    [
+        ("libcuda.so.1: cannot open shared object file: No such file or directory", "libcuda.so.1", "--gpus all"),
+        ("libcublasLt.so.13: cannot open shared object file: No such file or directory", "libcublasLt.so.13", "[cuda,"),
+        ("libcudart.so.13: cannot open shared object file: No such file or directory", "libcudart.so.13", "[cuda,"),
+        ("libcudnn.so.9: cannot open shared object file: No such file or directory", "libcudnn.so.9", "cudnn]"),
+        (
+            "/opt/x/capi/libonnxruntime_providers_cuda.so: cannot open shared object file: No such file or directory",
+            "libonnxruntime_providers_cuda.so",
+            "install onnxruntime-gpu in place of onnxruntime",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Failed to load library /opt/x/capi/libonnxruntime_providers_cuda.so with "
+            "error: libcuda.so.1: cannot open shared object file: No such file or directory",
+            "libcuda.so.1",
+            "--gpus all",
+        ),
+    ],
+)
+def test_a_missing_library_comes_with_where_it_is_to_be_had(reported: str, library: str, advice: str) -> None:
+    assert is_gpu_failure(reported)
+    line = explain_gpu_failure(reported)
+    assert f" {library} is not in this container" in line
+    assert advice in line
+    assert_presentable(line)
+
+
+def test_a_driver_library_that_lacks_a_function_is_too_old() -> None:
+    reported = "/opt/x/libonnxruntime_providers_cuda.so: undefined symbol: cuTensorMapEncodeTiled"
+    assert is_gpu_failure(reported)
+    line = explain_gpu_failure(reported)
+    assert "no cuTensorMapEncodeTiled" in line
+    assert "too old" in line
+    assert_presentable(line)
+
+
+@pytest.mark.parametrize(
+    ("reported", "words"),
+    [
+        ("", "does not say why"),
+        (" \n", "does not say why"),
+        ("/opt/", "does not say why"),
+        ("/usr/lib/libcublas.so.13: file too short", "GPU: libcublas.so.13: file too short;"),
+        ("/opt/x/libp.so: undefined symbol: cublasLtMatmul", "libp.so: undefined symbol: cublasLtMatmul;"),
+        ("first line\nsecond line", "first line;"),
+    ],
+)
+def test_anything_else_is_its_first_line(reported: str, words: str) -> None:
+    assert not is_gpu_failure(reported)
+    line = explain_gpu_failure(reported)
+    assert words in line
+    assert "second line" not in line
+    assert_presentable(line)
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [
+        "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from /tmp/broken.onnx failed:Protobuf parsing failed.",
+        "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Foo(1) node with name 'n'",
+        "Unexpected failure 3: the model asks for opset 99",
+    ],
+)
+def test_an_error_of_the_model_is_none_of_the_gpu(reported: str) -> None:
+    assert not is_gpu_failure(reported)
+
+
+@given(st.text() | st.text().map(lambda words: f"CUDA failure 1: {words}"))
+def test_whatever_is_reported_makes_one_line(reported: str) -> None:
+    line = explain_gpu_failure(reported)
+    assert line.splitlines() == [line]
+    assert line.endswith("; --device cpu does without a GPU")
+
+
+def assert_presentable(line: str) -> None:
+    """One line without a path or a host name, that says how to do without."""
+    assert line.startswith("the model cannot run on the GPU: ")
+    assert line.endswith("; --device cpu does without a GPU")
+    for word in ("\n", "hostname", "ip-10-0-0-1", "onnxruntime_src", "/opt", "/usr", " ;", ";;", ": ;"):
+        assert word not in line
