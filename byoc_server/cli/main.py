@@ -7,12 +7,16 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from byoc_server import __version__
 from byoc_server.config import SETTINGS, load_settings, reference_page
 from byoc_server.errors import StartupError
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction["_Parser"]  # argparse has no public name for it
 
 _USAGE_ERROR = 2
 
@@ -20,9 +24,18 @@ _USAGE_ERROR = 2
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line that says what to do."""
 
+    def parse_known_args(  # type: ignore[override]  # of its overloads only the one in use is needed
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Refuse what is unknown here; argparse would leave it to the parser of the whole line, which knows no flag."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
+
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
-        flags = [spec.flag for spec in SETTINGS]
+        flags = [flag for action in self._actions for flag in action.option_strings]
         near = difflib.get_close_matches(unknown, flags, n=1) if unknown.startswith("-") else []
         advice = f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`"
         self.exit(_USAGE_ERROR, f"{self.prog}: {message}; {advice}\n")
@@ -33,7 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="byoc", description="Serve an ONNX model behind Amazon SageMaker's container contract.")
     parser.add_argument("--version", action="version", version=f"byoc-server {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    serve = commands.add_parser(
+    _add_serve(commands)
+    _add_info(commands)
+    _add_push(commands)
+    commands.add_parser("settings", help="print every setting as a Markdown page")
+    return parser
+
+
+def _add_serve(commands: _Commands) -> None:
+    parser = commands.add_parser(
         "serve",
         help="serve a model: GET /ping and POST /invocations",
         description="Serve a model: GET /ping and POST /invocations. Every flag is also a variable, "
@@ -42,24 +63,56 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for spec in SETTINGS:
         default = f" (default {spec.default})" if spec.default != "" else ""
-        serve.add_argument(
+        parser.add_argument(
             spec.flag,
             dest=spec.name,
             metavar=type(spec.default).__name__.upper(),
             default=argparse.SUPPRESS,
             help=f"{spec.help}{default}".replace("%", "%%"),
         )
-    commands.add_parser("settings", help="print every setting as a Markdown page")
-    return parser
+
+
+def _add_info(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="print what this machine offers: CPU, GPUs, driver, CUDA compatibility, ONNX Runtime",
+        description="Print what this machine or container offers and what the server would make of it. Reads the "
+        "same BYOC_* variables as `byoc serve`; starts no server.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
+
+
+def _add_push(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "push",
+        help="push a local image to Amazon ECR",
+        description="Push a local image to Amazon ECR and print the calls that put it on an endpoint. "
+        "Needs docker or podman, and boto3: pip install 'byoc-server[push]'.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("image", metavar="IMAGE", help="name or id of an image on this machine")
+    parser.add_argument(
+        "repository", metavar="REPOSITORY", help="NAME[:TAG], or a whole ECR URI with account and region"
+    )
+    parser.add_argument("--tag", help="tag in the repository (default: the image's own, else latest)")
+    parser.add_argument(
+        "--region", help="AWS region (default: of the URI, AWS_REGION, AWS_DEFAULT_REGION, the profile)"
+    )
+    parser.add_argument("--profile", help="profile of the AWS configuration files")
+    parser.add_argument("--create", action="store_true", help="make the repository when it is missing")
+    parser.add_argument(
+        "--engine", choices=("docker", "podman"), help="which engine has the image (default: docker if it runs)"
+    )
+    parser.add_argument(
+        "--json", dest="as_json", action="store_true", help="print one JSON object, not Python to paste"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``byoc ARGUMENTS`` and return its exit code."""
     options = vars(build_parser().parse_args(arguments))
-    if options.pop("command") == "settings":
-        print(reference_page(), end="")
-        return 0
-    return _serve(options)
+    return _COMMANDS[options.pop("command")](options)
 
 
 def serve(arguments: Sequence[str] | None = None) -> int:
@@ -67,15 +120,51 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     return main(["serve", *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def _serve(flags: dict[str, str]) -> int:
-    for number in (signal.SIGTERM, signal.SIGINT):  # until the server handles them; PID 1 would not even notice SIGTERM
+def _serve(flags: Mapping[str, str]) -> int:
+    # --help must not pay for these
+    from byoc_server.server.entrypoint import END_SIGNALS, enter  # noqa: PLC0415
+    from byoc_server.telemetry.logging import configure, resolve_format  # noqa: PLC0415
+
+    for number in END_SIGNALS:  # until the server handles them; PID 1 would not even notice SIGTERM
         signal.signal(number, lambda *_: sys.exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)  # blocked while a process replaced itself by this one
     # NumPy's linear algebra, which nothing here uses, would start a thread a core as soon as NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from byoc_server.server.serve import serve  # noqa: PLC0415  # --help must not pay for a web server
-
     try:
-        return serve(load_settings(flags, os.environ), os.environ)
+        settings = load_settings(flags, os.environ)
+        configure(settings.log_level, resolve_format(settings.log_format))
+        enter(settings, os.environ)
+        from byoc_server.server.serve import serve  # noqa: PLC0415  # not before it is settled which CUDA will be found
+
+        return serve(settings, os.environ)
     except StartupError as error:
         print(f"byoc serve: error: {error.message}", file=sys.stderr)
         return 1
+
+
+def _info(options: Mapping[str, Any]) -> int:
+    from byoc_server.cli.info import as_json, as_text, collect  # noqa: PLC0415  # serving must not pay for it
+
+    try:
+        facts = collect(load_settings({}, os.environ), os.environ)
+    except StartupError as error:
+        print(f"byoc info: error: {error.message}", file=sys.stderr)
+        return 1
+    print(as_json(facts) if options["as_json"] else as_text(facts))
+    return 0
+
+
+def _push(options: Mapping[str, Any]) -> int:
+    from byoc_server.cli.push import run  # noqa: PLC0415  # serving must not pay for subprocess and tempfile
+
+    return run(**options)
+
+
+def _settings(_: Mapping[str, Any]) -> int:
+    print(reference_page(), end="")
+    return 0
+
+
+_COMMANDS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
+    {"serve": _serve, "info": _info, "push": _push, "settings": _settings}
+)

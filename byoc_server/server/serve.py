@@ -17,7 +17,6 @@ from byoc_server.errors import SettingsError, UnsupportedMediaType
 from byoc_server.http.negotiation import choose_decoder
 from byoc_server.models.repository import ModelSource, find_model
 from byoc_server.server.listener import listen
-from byoc_server.telemetry.logging import configure, resolve_format
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,6 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
     Raises:
         StartupError: the server cannot start; the message says what to do.
     """
-    configure(settings.log_level, resolve_format(settings.log_format))
     if environ.get("SAGEMAKER_MULTI_MODEL", "").lower() == "true":
         raise SettingsError("SAGEMAKER_MULTI_MODEL=true: multi-model endpoints are not supported; use Mode=SingleModel")
     _require_known_formats(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +14,13 @@ import uvicorn
 
 from byoc_server.config import Settings
 from byoc_server.device.cpu import usable_cores
+from byoc_server.device.gpu import look_for_gpus
 from byoc_server.engines.base import EngineOptions
 from byoc_server.errors import StartupError
 from byoc_server.http.app import App
 from byoc_server.models.model import load_model
 from byoc_server.server.connection import Connection
+from byoc_server.server.entrypoint import check_mapped
 from byoc_server.server.listener import BACKLOG
 
 _SWITCH_INTERVAL_S = 0.0005
@@ -26,6 +29,12 @@ _SWITCH_INTERVAL_S = 0.0005
 def inference_threads(settings: Settings) -> int:
     """Threads of one inference: as set, else the usable cores divided by the workers."""
     return settings.threads or max(1, usable_cores() // settings.workers)
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    """What the engine of one process may use; looks for a GPU only where the settings leave it open."""
+    gpu_usable = settings.device == "auto" and look_for_gpus(Path("/"), os.environ).usable
+    return EngineOptions(inference_threads(settings), settings.device, gpu_usable)
 
 
 def build_app(
@@ -41,9 +50,10 @@ def build_app(
 
     def ready() -> None:
         tune_interpreter()
+        check_mapped(os.environ, Path("/proc/self/maps").read_text())
         on_ready()
 
-    load = partial(load_model, model_path, EngineOptions(inference_threads(settings)), settings.max_batch_size)
+    load = partial(load_model, model_path, engine_options(settings), settings.max_batch_size)
     return App(settings, load, on_failure, ready, all_ready, ready_first=ready_first)
 
 

@@ -22,7 +22,7 @@ AS_NOBODY = (
     sys.executable,
     "-c",
     # imported before root is given up, as another user may not be able to read the interpreter's own files
-    "import os, sys, byoc_server.cli.main, byoc_server.server.serve, encodings.idna;"
+    "import os, sys, byoc_server.cli.main, byoc_server.server.entrypoint, byoc_server.server.serve, encodings.idna;"
     "byoc_server.cli.main.build_parser(); os.setuid(65534); sys.exit(byoc_server.cli.main.serve())",
 )
 ONE_OR_TWO = pytest.mark.parametrize("workers", ["1", "2"])
@@ -119,7 +119,7 @@ def refuses(result: subprocess.CompletedProcess[str], *words: str) -> None:
     for word in words:
         assert word in plain[0]
     events = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
-    assert {event["event"] for event in events} <= {"start", "stop", "demo_model"}
+    assert {event["event"] for event in events} <= {"cuda_compat", "start", "stop", "demo_model"}
 
 
 @ONE_OR_TWO

@@ -124,10 +124,11 @@ def test_the_text_format_of_a_server(tmp_path: Path) -> None:
         assert server.stop() == 0
         lines = server.log.splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d\.\d{3} (info|warning) ", line) for line in lines)
-    assert "starting on port" in lines[0]
-    assert "ready" in lines[1]
-    assert [line for line in lines if " request " in line] == [lines[2]]
-    assert "request 400" in lines[2]
+    assert "cuda-compat" in lines[0]
+    assert "starting on port" in lines[1]
+    assert "ready" in lines[2]
+    assert [line for line in lines if " request " in line] == [lines[3]]
+    assert "request 400" in lines[3]
 
 
 def test_request_log_off(tmp_path: Path) -> None:
