@@ -31,8 +31,8 @@ def test_help_names_every_flag_and_its_variable_rule() -> None:
 def test_help_of_the_whole_command() -> None:
     result = run(BYOC, "--help")
     assert result.returncode == 0
-    assert "serve" in result.stdout
-    assert "settings" in result.stdout
+    for command in ("serve", "push", "settings"):
+        assert command in result.stdout
 
 
 def test_version() -> None:
@@ -54,6 +54,14 @@ def test_settings_page(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--port"], ["--port"]),
         (["serve", "extra"], ["extra"]),
         (["serve", "--mod", "x"], ["--mod"]),
+        (["serve", "--tag", "x"], ["byoc serve: unrecognized arguments: --tag x; see `byoc serve --help`"]),
+        (["settings", "extra"], ["byoc settings", "extra"]),
+        (["push"], ["IMAGE", "REPOSITORY", "`byoc push --help`"]),
+        (["push", "image"], ["REPOSITORY", "`byoc push --help`"]),
+        (["push", "image", "name", "--rgion=x"], ["byoc push: ", "--rgion", "did you mean --region?"]),
+        (["push", "image", "name", "--reg", "x"], ["--reg"]),
+        (["push", "image", "name", "--port", "1"], ["--port", "see `byoc push --help`"]),
+        (["push", "image", "name", "--engine", "crio"], ["crio", "docker", "podman"]),
     ],
 )
 def test_a_wrong_command_line_is_one_line_that_helps(
@@ -72,12 +80,36 @@ def test_flags_that_are_not_given_leave_the_variables_alone() -> None:
     assert vars(build_parser().parse_args(["serve", "--port", "1"])) == {"command": "serve", "port": "1"}
 
 
+def test_flags_of_push() -> None:
+    arguments = ["push", "image", "name", "--create", "--json", "--engine", "podman"]
+    assert vars(build_parser().parse_args(arguments)) == {
+        "command": "push",
+        "image": "image",
+        "repository": "name",
+        "tag": None,
+        "region": None,
+        "profile": None,
+        "create": True,
+        "engine": "podman",
+        "as_json": True,
+    }
+
+
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     """Checklist 27: what is imported before the listening socket opens is time the platform cannot connect."""
     code = "import sys, byoc_server.cli.main as m; m.build_parser(); print(*sys.modules)"
     modules = set(run(sys.executable, "-c", code).stdout.split())
     assert modules
-    assert not modules & {"onnxruntime", "uvicorn", "starlette", "gunicorn", "asyncio"}
+    assert not modules & {
+        "onnxruntime",
+        "uvicorn",
+        "starlette",
+        "gunicorn",
+        "asyncio",
+        "boto3",
+        "subprocess",
+        "tempfile",
+    }
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -94,4 +126,4 @@ def test_a_signal_before_the_server_is_there(number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.wait(10) == 0
         assert process.stderr is not None
-        assert process.stderr.read() == b""
+        assert b"Traceback" not in process.stderr.read()
