@@ -10,6 +10,7 @@ nothing behind it has to look again, and a bad body can never reach a batch it s
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -44,7 +45,10 @@ class EncodeOptions:
 
 
 class Codec(Protocol):
-    """One wire format. Implemented by a module, not a class."""
+    """One wire format. Implemented by a module, not a class.
+
+    A format that only requests come in has no ``encode``, and says so in its row.
+    """
 
     def decode(self, body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
         """Read a request body into the inputs of the model.
@@ -79,12 +83,24 @@ class CodecEntry:
         aliases: other names for the same format.
         inline_bytes: bodies up to this size are decoded and encoded on the event loop: about a millisecond's work.
             Larger ones go to a thread so that pings are not kept waiting.
+        answers: whether answers can be written in it.
+        library: module of an optional package that it is built on; empty if it needs none. Such a codec is loaded when
+            it is first asked for, the others at start.
+        extra: the extra of this package that installs the library.
     """
 
     media_type: str
     module: str
     aliases: tuple[str, ...] = ()
     inline_bytes: int = 64 * 1024
+    answers: bool = True
+    library: str = ""
+    extra: str = ""
+
+    @property
+    def installed(self) -> bool:
+        """Whether what it is built on is there."""
+        return not self.library or _can_import(self.library)
 
     def load(self) -> Codec:
         """Import the codec."""
@@ -108,6 +124,23 @@ def codecs_by_media_type() -> Mapping[str, CodecEntry]:
     return {name: entry for entry in CODECS for name in (entry.media_type, *entry.aliases)}
 
 
-def accepted_media_types(entries: Sequence[CodecEntry] = CODECS) -> list[str]:
+@cache
+def request_codecs() -> tuple[CodecEntry, ...]:
+    """The formats that requests may come in here, in the order of the table."""
+    return tuple(entry for entry in CODECS if entry.installed)
+
+
+@cache
+def answer_codecs() -> tuple[CodecEntry, ...]:
+    """The formats that answers can be written in here, in the order of the table."""
+    return tuple(entry for entry in request_codecs() if entry.answers)
+
+
+def media_types(entries: Sequence[CodecEntry]) -> list[str]:
     """The canonical names, for error bodies and documentation."""
     return [entry.media_type for entry in entries]
+
+
+@cache
+def _can_import(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

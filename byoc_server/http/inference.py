@@ -120,7 +120,8 @@ class InferencePath:
         self._ids = _IdSource()
         self._loop = asyncio.get_running_loop()
         for entry in CODECS:  # now, or the first request in each format pays for the import
-            entry.load()
+            if not entry.library:
+                entry.load()
 
     def submit(self, head: Head, body: bytes, reply: Callable[[Response], None]) -> Cancel:
         """Serve one request.

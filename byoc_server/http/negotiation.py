@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from byoc_server.codecs.base import CODECS, CodecEntry, accepted_media_types, codecs_by_media_type
+from byoc_server.codecs.base import CodecEntry, answer_codecs, codecs_by_media_type, media_types, request_codecs
 from byoc_server.errors import NotAcceptable, UnsupportedMediaType
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -84,10 +84,11 @@ def choose_decoder(content_type: str | None, default: str) -> tuple[CodecEntry, 
     text = content_type if content_type and content_type.strip() else default
     media_type = parse_media_type(text)
     entry = _find(media_type)
-    if media_type is None or entry is None:
-        accepted = accepted_media_types()
+    if media_type is None or entry is None or not entry.installed:
+        accepted = media_types(request_codecs())
+        missing = f" here (it needs byoc-server[{entry.extra}])" if entry is not None else ""
         raise UnsupportedMediaType(
-            f"Content-Type {_shown(text)} is not supported; use {', '.join(accepted)}", accepted=accepted
+            f"Content-Type {_shown(text)} is not supported{missing}; use {', '.join(accepted)}", accepted=accepted
         )
     return entry, media_type.parameters
 
@@ -111,20 +112,21 @@ def choose_encoder(accept: str | None, default: str, request_format: CodecEntry)
         NotAcceptable: nothing in the header can be produced.
     """
     ranges = _parse_accept(accept) if accept and accept.strip(" \t,") else [_Range("*", "*", 1.0, 0)]
-    weights = {entry.media_type: _weigh(entry, ranges) for entry in CODECS}
+    entries = answer_codecs()
+    weights = {entry.media_type: _weigh(entry, ranges) for entry in entries}
     best = max(quality for quality, _ in weights.values())
     if best <= 0:
-        accepted = accepted_media_types()
+        accepted = media_types(entries)
         raise NotAcceptable(
             f"Accept {_shown(accept or '')} cannot be met; available are {', '.join(accepted)}", accepted=accepted
         )
-    tied = [entry for entry in CODECS if weights[entry.media_type][0] == best]
+    tied = [entry for entry in entries if weights[entry.media_type][0] == best]
     named = [entry for entry in tied if weights[entry.media_type][1].specificity > 0]
     if not named:
         default_type = parse_media_type(default)
         default_entry = _find(default_type)
-        if default_type is None or default_entry is None:
-            accepted = accepted_media_types()
+        if default_type is None or default_entry not in entries:
+            accepted = media_types(entries)
             raise NotAcceptable(
                 f"the default format {_shown(default)} of this server cannot be produced; "
                 f"ask by Accept for one of {', '.join(accepted)}",

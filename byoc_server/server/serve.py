@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -11,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from byoc_server import __version__
-from byoc_server.codecs.base import accepted_media_types
+from byoc_server.codecs.base import answer_codecs, media_types, request_codecs
 from byoc_server.config import Settings
 from byoc_server.errors import SettingsError, UnsupportedMediaType
 from byoc_server.http.negotiation import choose_decoder
@@ -45,13 +46,14 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
 
 
 def _require_known_formats(settings: Settings) -> None:
-    for name in ("default_content_type", "default_accept"):
+    formats = (("default_content_type", request_codecs()), ("default_accept", answer_codecs()))
+    for name, entries in formats:
         media_type: str = getattr(settings, name)
-        try:
-            choose_decoder(None, media_type)
-        except UnsupportedMediaType:
-            accepted = ", ".join(accepted_media_types())
-            raise SettingsError(f"{name}={media_type}: this server has no such format; use one of {accepted}") from None
+        with contextlib.suppress(UnsupportedMediaType):
+            if choose_decoder(None, media_type)[0] in entries:
+                continue
+        known = ", ".join(media_types(entries))
+        raise SettingsError(f"{name}={media_type}: this server has no such format; use one of {known}")
 
 
 def _log_start(settings: Settings, source: ModelSource, port: int) -> None:
