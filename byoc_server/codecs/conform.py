@@ -86,7 +86,8 @@ def convert(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
             return _texts(array)
         return array if kind == "O" and all(type(item) is str for item in cast(Any, array).flat) else None
     if kind == "b":
-        array = array.view(np.uint8) != 0  # bytes from outside may hold other values than 0 and 1
+        # bytes from outside may hold other values than 0 and 1; the comparison makes a scalar of an array without axes
+        array = np.asarray(array.view(np.uint8) != 0)
     if dtype.kind == "f":
         if kind not in "fiub":
             return None

@@ -403,3 +403,8 @@ def test_strings_that_would_lose_their_end_are_refused() -> None:
     """NumPy pads fixed-width strings with zeros, so a zero at the end cannot be told from the padding."""
     with pytest.raises(NotAcceptable, match="zero character"):
         encode({"y": texts(["a\0"])}, one("string", (None,)), ENCODE)
+
+
+def test_a_boolean_without_axes_is_still_an_array() -> None:
+    received = decode(saved(np.array(True)), one(shape=(), batch_axis=ABSENT), OPTIONS)
+    assert_same(received["x"], np.array(1, np.float32))
