@@ -209,6 +209,8 @@ def foreign(facts: Facts) -> bool:
 
 
 def _by_rule(mode: CompatMode, facts: Facts, package: CompatPackage | None) -> Decision:
+    if not facts.presence.driver_present and not facts.presence.platform:
+        return Decision(Verdict.SKIP_NO_GPU, logging.INFO, "no GPU is visible")
     if package is None:
         return Decision(Verdict.SKIP_NO_PACKAGE, logging.INFO, "the image has no compatibility package")
     if package.defect is not None:
@@ -217,8 +219,6 @@ def _by_rule(mode: CompatMode, facts: Facts, package: CompatPackage | None) -> D
     if facts.presence.platform and not forced:
         text = f"compatibility packages are not for {facts.presence.platform}"
         return Decision(Verdict.SKIP_PLATFORM, logging.INFO, text)
-    if not facts.presence.driver_present:
-        return Decision(Verdict.SKIP_NO_GPU, logging.INFO, "no GPU is visible")
     if facts.presence.hidden:
         return Decision(Verdict.SKIP_NO_GPU, logging.INFO, "the environment hides every GPU from CUDA")
     if forced:

@@ -1,104 +1,59 @@
-"""What happens before anything else: settling which ``libcuda`` this server will run on.
+"""What happens before anything else, and once a model is loaded: seeing to the CUDA driver library.
 
-The dynamic linker reads ``LD_LIBRARY_PATH`` once, when a process starts (ld.so(8)). So where another library is wanted
-than would be found, this process replaces itself by one with another environment: the same process id, so that signals
-still arrive, and only once. It happens before a CUDA library is loaded and before gunicorn forks.
+Most servers run without a GPU and start where every millisecond counts, so without one this is a look at the names in
+two folders, and nothing else is imported.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import os
 import signal
-import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from byoc_server.config import Settings
-from byoc_server.device.linker import mapped_libraries
-from byoc_server.device.resolution import Resolution, plan, resolve
-from byoc_server.device.survey import THIS_MACHINE, Sources
+from byoc_server.device.gpu import look_for_gpus
 
 logger = logging.getLogger(__name__)
 
-GUARD = "_BYOC_CUDA_LIBRARY"
-"""Variable that a process leaves to what replaces it: its process id and the ``libcuda`` that was chosen.
-
-The process id tells a replacement from a child: a server that another one starts decides for itself.
-"""
-
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Signals that end a server; held back while a process replaces itself."""
 
-Exec = Callable[[str, list[str], dict[str, str]], object]
 
+def enter(settings: Settings, environ: Mapping[str, str], root: Path = Path("/")) -> None:
+    """Settle which ``libcuda`` will be found, before anything loads one; this process may be replaced on the way.
 
-def enter(
-    settings: Settings,
-    environ: Mapping[str, str],
-    root: Path = Path("/"),
-    sources: Sources = THIS_MACHINE,
-    execve: Exec = os.execve,
-) -> None:
-    """Settle which ``libcuda`` will be found, and replace this process where that takes another environment.
-
-    Returns where nothing has to change, in the replacement, and where replacing failed.
+    Args:
+        settings: of the server.
+        environ: the environment.
+        root: where ``proc`` and ``dev`` lie.
     """
     if settings.device == "cpu":
         return
-    if _guard(environ)[0] == os.getpid():
-        logger.debug("cuda-compat: settled before", extra={"event": "cuda_compat"})
+    start_s = time.perf_counter()
+    presence = look_for_gpus(root, environ)
+    if presence.driver_present or presence.platform:
+        from byoc_server.server.cuda_library import settle  # noqa: PLC0415  # not without a GPU
+
+        settle(settings, environ, root)
         return
-    resolution = resolve(settings, environ, root, sources)
-    change = plan(resolution, environ, root)
-    report(resolution)
-    for remark in change.remarks:
-        logger.log(remark.level, "cuda-compat: %s", remark.message, extra={"event": "cuda_compat"})
-    if change.library_path is None:
-        return
-    guard = {"pid": os.getpid(), "libcuda": str(change.library.real) if change.library else ""}
-    changed = {**environ, "LD_LIBRARY_PATH": change.library_path, GUARD: json.dumps(guard)}
-    # A signal has to wait until the replacement has its handlers: as PID 1 it would be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-    try:
-        execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)
-    except OSError as error:
-        text = "cuda-compat: cannot replace this process (%s); set LD_LIBRARY_PATH=%s for the container instead"
-        logger.error(text, error.strerror, change.library_path, extra={"event": "cuda_compat"})
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+    elapsed_ms = round((time.perf_counter() - start_s) * 1000, 2)
+    extra = {"event": "cuda_compat", "decision": "SKIP_NO_GPU", "elapsed_ms": elapsed_ms}
+    logger.info("cuda-compat: no GPU is visible", extra=extra)
 
 
-def report(resolution: Resolution) -> None:
-    """Log the decision in one line, and what was odd in a line each."""
-    decision = resolution.decision
-    for remark in decision.remarks:
-        logger.log(remark.level, "cuda-compat: %s", remark.message, extra={"event": "cuda_compat"})
-    fields = resolution.fields()
-    logger.log(decision.level, "cuda-compat: %s", decision.message, extra={"event": "cuda_compat", **fields})
-
-
-def check_mapped(environ: Mapping[str, str], maps: str) -> None:
-    """Log which ``libcuda`` is loaded, once a model is: an error if it is not the one that was chosen.
+def confirm(environ: Mapping[str, str]) -> None:
+    """Say which ``libcuda`` this process has loaded, if it has, now that its model is loaded.
 
     Args:
         environ: of this process, a worker's included.
-        maps: text of ``/proc/self/maps``.
     """
-    mapped = mapped_libraries(maps)
-    if not mapped:
-        return
-    extra = {"event": "cuda_library", "libraries": list(mapped)}
-    chosen = _guard(environ)[1]
-    if chosen and chosen not in mapped:
-        logger.error("cuda-compat: %s is loaded, not %s as decided", ", ".join(mapped), chosen, extra=extra)
-    else:
-        logger.info("CUDA runs on %s", ", ".join(mapped), extra=extra)
+    maps = ""
+    with contextlib.suppress(OSError):  # a sandbox may have no /proc
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+    if "/libcuda.so" in maps:
+        from byoc_server.server.cuda_library import check_mapped  # noqa: PLC0415  # not without a GPU
 
-
-def _guard(environ: Mapping[str, str]) -> tuple[int, str]:
-    """Process id and ``libcuda`` from the guard variable; 0 and nothing without one, or with nonsense in it."""
-    try:
-        guard = json.loads(environ.get(GUARD, ""))
-        return int(guard["pid"]), str(guard["libcuda"])
-    except (ValueError, TypeError, KeyError):
-        return 0, ""
+        check_mapped(environ, maps)

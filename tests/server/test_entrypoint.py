@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,8 @@ from byoc_server.config import Settings
 from byoc_server.device.nvml import NvmlReport
 from byoc_server.device.runtime import RuntimePackage
 from byoc_server.device.survey import Sources
-from byoc_server.server.entrypoint import GUARD, check_mapped, enter
+from byoc_server.server.cuda_library import GUARD, check_mapped, settle
+from byoc_server.server.entrypoint import confirm, enter
 from tests.device.dummy_libraries import build_libcuda, needs_compiler
 from tests.device.fake_root import BRANCHES_129, FakeRoot, closed_banner, open_banner
 from tests.server.test_sandbox import can_unshare
@@ -64,13 +66,13 @@ def older(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("_signals")
-class TestEnter:
+class TestSettle:
     """The thin part by itself, with a recorder in place of the system call."""
 
     def test_an_older_driver_gets_the_package(self, older: Path) -> None:
         execve = Recorder()
         with pytest.raises(Replaced):
-            enter(Settings(cuda_compat="rule"), {"LD_LIBRARY_PATH": "/opt/lib:", "A": "b"}, older, SOURCES, execve)
+            settle(Settings(cuda_compat="rule"), {"LD_LIBRARY_PATH": "/opt/lib:", "A": "b"}, older, SOURCES, execve)
         assert execve.environ["LD_LIBRARY_PATH"] == "/usr/local/cuda/compat:/opt/lib"
         assert execve.environ["A"] == "b"
         assert execve.arguments == [sys.executable, *sys.orig_argv[1:]]
@@ -78,42 +80,72 @@ class TestEnter:
     def test_the_replacement_does_not_decide_again(self, older: Path) -> None:
         execve = Recorder()
         with pytest.raises(Replaced):
-            enter(Settings(cuda_compat="rule"), {}, older, SOURCES, execve)
-        enter(Settings(cuda_compat="rule"), execve.environ, older, SOURCES, Recorder())
+            settle(Settings(cuda_compat="rule"), {}, older, SOURCES, execve)
+        settle(Settings(cuda_compat="rule"), execve.environ, older, SOURCES, Recorder())
 
     @pytest.mark.parametrize("guard", ['{"pid": 1, "libcuda": ""}', "nonsense", "{}", "[]", '{"pid": null}', "7"])
     def test_another_process_guard_does_not_count(self, older: Path, guard: str) -> None:
         with pytest.raises(Replaced):
-            enter(Settings(cuda_compat="rule"), {GUARD: guard}, older, SOURCES, Recorder())
+            settle(Settings(cuda_compat="rule"), {GUARD: guard}, older, SOURCES, Recorder())
 
     def test_the_right_library_in_place_needs_no_replacement(self, older: Path) -> None:
         environ = {"LD_LIBRARY_PATH": "/usr/local/cuda/compat"}
-        enter(Settings(cuda_compat="rule"), environ, older, SOURCES, Recorder())
-
-    def test_a_server_for_the_cpu_looks_at_nothing(self, older: Path, caplog: pytest.LogCaptureFixture) -> None:
-        enter(Settings(device="cpu"), {}, older, SOURCES, Recorder())
-        assert not caplog.records
+        settle(Settings(cuda_compat="rule"), environ, older, SOURCES, Recorder())
 
     def test_failing_to_replace_is_an_error_that_says_what_to_set(
         self, older: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        enter(Settings(cuda_compat="rule"), {}, older, SOURCES, Recorder(PermissionError(13, "Permission denied")))
+        settle(Settings(cuda_compat="rule"), {}, older, SOURCES, Recorder(PermissionError(13, "Permission denied")))
         assert "LD_LIBRARY_PATH=/usr/local/cuda/compat" in caplog.records[-1].getMessage()
         assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-    def test_no_gpu_is_one_line(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        FakeRoot(tmp_path).compat(note=BRANCHES_129)
-        with caplog.at_level(logging.DEBUG, logger="byoc_server"):
-            enter(Settings(), {}, tmp_path, SOURCES, Recorder())
-        assert [record.levelname for record in caplog.records] == ["INFO"]
-        assert vars(caplog.records[0])["decision"] == "SKIP_NO_GPU"
 
     def test_nowhere_to_go_back_to_is_an_error(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         FakeRoot(tmp_path).banner(open_banner(NEWER)).nodes("nvidia0").compat(note=BRANCHES_129)
         FakeRoot(tmp_path).file("usr/lib/x86_64-linux-gnu/libcuda.so.575.57.08")
         FakeRoot(tmp_path).link("usr/lib/x86_64-linux-gnu/libcuda.so.1", "libcuda.so.575.57.08")
-        enter(Settings(cuda_compat="rule"), {}, tmp_path, SOURCES, Recorder())
+        settle(Settings(cuda_compat="rule"), {}, tmp_path, SOURCES, Recorder())
         assert any("stays active" in record.getMessage() for record in caplog.records)
+
+
+def test_a_server_for_the_cpu_looks_at_nothing(older: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="byoc_server"):
+        enter(Settings(device="cpu"), {}, older)
+    assert not caplog.records
+
+
+def test_no_gpu_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    FakeRoot(tmp_path).compat(note=BRANCHES_129)
+    with caplog.at_level(logging.DEBUG, logger="byoc_server"):
+        enter(Settings(), {}, tmp_path)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert vars(caplog.records[0])["decision"] == "SKIP_NO_GPU"
+
+
+@pytest.mark.parametrize("lay", ["nvidia0", "dxg"])
+def test_a_gpu_of_any_kind_is_looked_at(tmp_path: Path, lay: str, caplog: pytest.LogCaptureFixture) -> None:
+    FakeRoot(tmp_path).nodes(lay)
+    with caplog.at_level(logging.INFO, logger="byoc_server"):
+        enter(Settings(cuda_compat="rule"), {}, tmp_path)
+    assert vars(caplog.records[-1])["decision"] == "SKIP_NO_PACKAGE"
+
+
+def test_nothing_of_it_is_imported_without_a_gpu() -> None:
+    code = (
+        "import sys; from pathlib import Path; from byoc_server.config import Settings;"
+        "from byoc_server.server.entrypoint import confirm, enter; enter(Settings(), {}, Path('/nowhere'));"
+        "confirm({}); print([name for name in sys.modules if 'cuda' in name or 'nvml' in name])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_without_proc_nothing_is_confirmed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    confirm({})
+    assert not caplog.records
 
 
 MAPS = "7f0000000000-7f0000001000 r-xp 00000000 08:01 42                         {}\n"
@@ -257,4 +289,4 @@ def test_start_without_a_gpu_says_one_line() -> None:
     with running("--log-format", "json") as server:
         lines = server.events("cuda_compat")
     assert [line["level"] for line in lines] == ["info"]
-    assert lines[0]["decision"] in ("SKIP_NO_PACKAGE", "SKIP_NO_GPU")
+    assert lines[0]["decision"] == "SKIP_NO_GPU"
