@@ -11,6 +11,7 @@
     |   +-- BodyTimeout              408  the body did not arrive in time
     |   +-- PayloadTooLarge          413
     |   +-- UnsupportedMediaType     415
+    |   +-- UnsupportedContentEncoding   415
     |   +-- HeadTooLarge             431  the head of the request is over the limit
     +-- Unavailable                  503  the server's, for now: a retry can help, Retry-After says when
     |   +-- NotReady                      the model is still loading, or has failed
@@ -128,6 +129,22 @@ class UnsupportedMediaType(RequestError):
     code = "unsupported_media_type"
 
 
+class UnsupportedContentEncoding(RequestError):
+    """Nothing undoes this ``Content-Encoding``."""
+
+    status = 415
+    code = "unsupported_content_encoding"
+
+    def __init__(self, message: str, accepted: Sequence[str]) -> None:
+        """Name the codings that are taken, in the body and in ``Accept-Encoding`` (RFC 9110, section 15.5.16)."""
+        super().__init__(message, accepted=list(accepted))
+        self.accepted = accepted
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """``Accept-Encoding`` tells it from a 415 for the media type."""
+        return [(b"accept-encoding", ", ".join(self.accepted).encode())]
+
+
 class HeadTooLarge(RequestError):
     """The head of the request is over the limit."""
 
@@ -204,6 +221,7 @@ class GpuUnavailable(Unavailable, StartupError):
 
     code = "gpu_unavailable"
 
-    def __init__(self, message: str, *, retry_after_s: float = 60.0, **details: object) -> None:
-        """Advise a retry no sooner than another host could be there."""
+    def __init__(self, message: str, *, retry_after_s: float = 60.0, lasting: bool = True, **details: object) -> None:
+        """Advise a retry no sooner than another host could be there; ``lasting``: no other run would fare better."""
         super().__init__(message, retry_after_s=retry_after_s, **details)
+        self.lasting = lasting

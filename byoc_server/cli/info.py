@@ -12,14 +12,14 @@ from byoc_server import __version__
 from byoc_server.config import Settings
 from byoc_server.device.compat_package import CompatPackage
 from byoc_server.device.cpu import usable_cores
-from byoc_server.device.cuda_compat import misfit, outcome
+from byoc_server.device.cuda_compat import misfit, outcome, provided_cuda
 from byoc_server.device.nvml import Gpu
 from byoc_server.device.probe import ProbeResult
 from byoc_server.device.resolution import Resolution, resolve
 from byoc_server.device.runtime import RuntimePackage
 from byoc_server.device.survey import THIS_MACHINE, Sources
 from byoc_server.device.version import CudaLevel
-from byoc_server.engines.providers import choose_device
+from byoc_server.engines.providers import Device, choose_device
 from byoc_server.errors import GpuUnavailable
 
 _MIB = 1024 * 1024
@@ -59,7 +59,7 @@ def as_json(facts: Mapping[str, Any]) -> str:
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
-    """The facts for a person, a line a topic."""
+    """The facts for a person, a line a topic; what cannot be written in UTF-8 is escaped."""
     gpu, driver, compat, runtime = facts["gpu"], facts["driver"], facts["cuda_compat"], facts["onnxruntime"]
     lines = [
         ("byoc_server", f"{facts['byoc_server']}, Python {facts['python']}, {facts['platform']}"),
@@ -75,7 +75,8 @@ def as_text(facts: Mapping[str, Any]) -> str:
         ("ONNX Runtime", _runtime_line(runtime)),
         ("runs on", facts["device"]["reason"] or facts["device"]["name"]),
     ]
-    return "\n".join(f"{label:<{_LABEL_WIDTH}}{text}" for label, text in lines)
+    text = "\n".join(f"{label:<{_LABEL_WIDTH}}{line}" for label, line in lines)
+    return text.encode(errors="backslashreplace").decode()
 
 
 _PROBES = (("host's libcuda", "probe_native"), ("package's libcuda", "probe_compat"))
@@ -138,8 +139,12 @@ def _package(package: CompatPackage) -> dict[str, Any]:
 
 def _onnxruntime(resolution: Resolution, runtime: RuntimePackage, providers: list[str]) -> dict[str, Any]:
     facts = resolution.survey.facts
-    known = facts.driver.version is not None and runtime.cuda_major is not None
     unfit = misfit(resolution.decision, facts)
+    known = unfit is not None or (
+        runtime.cuda_major is not None
+        and facts.presence.usable
+        and provided_cuda(resolution.decision, facts) is not None
+    )
     return {
         "package": runtime.name,
         "version": runtime.version,
@@ -158,6 +163,9 @@ def _device(settings: Settings, resolution: Resolution, providers: list[str]) ->
         choice = choose_device(settings.device, usable, providers)
     except GpuUnavailable as error:
         return {"setting": settings.device, "name": "", "reason": error.message}
+    unfit = misfit(resolution.decision, resolution.survey.facts)
+    if choice.device is Device.GPU and unfit is not None:
+        return {"setting": settings.device, "name": "", "reason": "nothing: the GPU will not work, see above"}
     return {"setting": settings.device, "name": choice.device.value, "reason": choice.advice}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from byoc_server.batching.batcher import Batcher, Cancel
+from byoc_server.batching.collate import Infer
 from byoc_server.batching.policy import QueueLimits, Reply
 from byoc_server.errors import GpuUnavailable, ModelLoadError, NotReady, StartupError, Unavailable
 from byoc_server.models.model import Model
@@ -168,8 +169,7 @@ class LocalClient:
     def _loaded(self, outcome: Model | StartupError) -> None:
         self._settled.set()
         if isinstance(outcome, GpuUnavailable):
-            self._status = ModelStatus(ModelState.FAILED, outcome.message, GpuUnavailable)
-            logger.error(outcome.message, extra={"event": outcome.code})
+            self._lose_gpu(outcome.message)
             return
         if isinstance(outcome, StartupError):
             self._status = ModelStatus(ModelState.FAILED, "the model could not be loaded")
@@ -177,7 +177,28 @@ class LocalClient:
             return
         self._model = outcome
         limits = QueueLimits(self._max_queue_rows, self._max_queue_bytes, outcome.max_batch_size)
-        self._batcher = Batcher(outcome.infer, outcome.signature, limits, outcome.profile, self._executor)
+        self._batcher = Batcher(
+            self._watched(outcome.infer), outcome.signature, limits, outcome.profile, self._executor
+        )
         self._status = ModelStatus(ModelState.READY)
         logger.info("ready", extra={"event": "ready", **outcome.facts})
         self._on_ready()
+
+    def _watched(self, infer: Infer) -> Infer:
+        """The model's ``infer``; when it loses its GPU for good, the model is no longer ready."""
+        loop = asyncio.get_running_loop()
+
+        def run(tensors: Tensors) -> Tensors:
+            try:
+                return infer(tensors)
+            except GpuUnavailable as error:
+                if error.lasting:
+                    loop.call_soon_threadsafe(self._lose_gpu, error.message)
+                raise
+
+        return run
+
+    def _lose_gpu(self, reason: str) -> None:
+        if self._status.state is not ModelState.FAILED:
+            self._status = ModelStatus(ModelState.FAILED, reason, GpuUnavailable)
+            logger.error(reason, extra={"event": GpuUnavailable.code})

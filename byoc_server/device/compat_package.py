@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from byoc_server.device.linker import real_below
+from byoc_server.device.linker import can_be_an_item, real_below
 from byoc_server.device.version import CudaLevel, DriverVersion
 
 _PREFIX = "libcuda.so."
@@ -39,6 +39,7 @@ _LAYOUTS = {
 """Class, 32 or 64 bits -> the file's header and the header of one section."""
 _LITTLE_ENDIAN = 1
 _SHT_NOTE = 7
+_MAX_NAMES_SHOWN = 8
 _SECTION_NAME = b".note.cuda.fwd_compatibility\0"
 _NOTE_HEADER = struct.Struct("<III")
 _BRANCH = re.compile(r"[1-9]\d{0,4}", re.ASCII)
@@ -54,6 +55,7 @@ class Defect(enum.Enum):
     EMPTY = "no usable libcuda"
     NO_LINK = "libcuda.so.1 is missing"
     MALFORMED = "the version cannot be read"
+    UNNAMEABLE = "LD_LIBRARY_PATH cannot name a folder with ':' or ';'"
     AMBIGUOUS = "several versions"
 
 
@@ -97,8 +99,8 @@ def find_packages(root: Path, explicit: str, conda_prefix: str, cuda_major: int 
     """All packages, in order of preference.
 
     The order of the places is that of NVIDIA's images (``/usr/local/cuda``, which is a link to one toolkit of possibly
-    several), then conda's, then the one NGC images move theirs to. A package for the CUDA major that is needed goes
-    before the others, and any package before those with a defect.
+    several), then conda's, then the one NGC images move theirs to. Packages for the CUDA major that is needed go before
+    the others, the highest minor first, and any package before those with a defect.
 
     Args:
         root: where ``usr`` lies.
@@ -125,11 +127,13 @@ def inspect_folder(folder: Path, root: Path) -> CompatPackage:
     real = real_below(root, folder)
     if real is None:
         return CompatPackage(folder, None, Defect.EMPTY, "there is no such folder")
+    if not can_be_an_item(str(real)):
+        return CompatPackage(real, None, Defect.UNNAMEABLE)
     names = _library_names(real)
     if not names:
         return CompatPackage(real, None, Defect.EMPTY)
     versioned = {name: _version(name) for name in names if name != _LINK}
-    detail = ", ".join(versioned)
+    detail = ", ".join(ascii(name)[1:-1] for name in [*versioned][:_MAX_NAMES_SHOWN])
     if not versioned:
         return CompatPackage(real, None, Defect.MALFORMED, f"{_LINK} alone")
     loaded = real_below(root, real / _LINK)
@@ -153,7 +157,7 @@ def inspect_library(library: Path, root: Path) -> CompatPackage:
     """
     version = _version(library.name)
     if version is None:
-        return CompatPackage(library.parent, None, Defect.MALFORMED, library.name)
+        return CompatPackage(library.parent, None, Defect.MALFORMED, ascii(library.name)[1:-1])
     return _package(library, version, root)
 
 
@@ -231,9 +235,12 @@ def _level_in(path: Path) -> CudaLevel | None:
     return (int(levels[-1][0]), int(levels[-1][1])) if levels else None
 
 
-def _preference(package: CompatPackage, cuda_major: int | None) -> tuple[bool, bool]:
-    other_major = cuda_major is not None and (package.cuda is None or package.cuda[0] != cuda_major)
-    return package.defect is not None, other_major
+def _preference(package: CompatPackage, cuda_major: int | None) -> tuple[bool, bool, int]:
+    if cuda_major is None:
+        return package.defect is not None, False, 0
+    if package.cuda is None or package.cuda[0] != cuda_major:
+        return package.defect is not None, True, 0
+    return package.defect is not None, False, -package.cuda[1]
 
 
 def _folders(root: Path, conda_prefix: str) -> list[Path]:

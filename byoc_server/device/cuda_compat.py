@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from byoc_server.device.compat_package import CompatPackage, Defect
 from byoc_server.device.driver import DriverReading
 from byoc_server.device.gpu import GpuPresence
-from byoc_server.device.inference_ami import ami_advice
+from byoc_server.device.inference_ami import OLDEST_DRIVERS, ami_advice
 from byoc_server.device.linker import FoundLibrary, library_version
 from byoc_server.device.nvml import Gpu, ineligible_gpu
 from byoc_server.device.probe import ProbeResult
@@ -127,11 +127,11 @@ class Decision:
 
 
 def decide(mode: CompatMode, facts: Facts) -> Decision:
-    """Decide by rule. Pure; the first rule that applies wins."""
-    package = facts.packages[0] if facts.packages else None
-    decision = _off(facts) if mode is CompatMode.OFF else _by_rule(mode, facts, package)
-    remarks = (*_remarks(facts), *decision.remarks)
-    return replace(decision, package=package, remarks=remarks)
+    """Decide by rule. Pure."""
+    decision = _off(facts) if mode is CompatMode.OFF else _by_rule(mode, facts)
+    if decision.package is None and facts.packages:
+        decision = replace(decision, package=facts.packages[0])
+    return replace(decision, remarks=(*_remarks(facts, decision), *decision.remarks))
 
 
 def probes_wanted(mode: CompatMode, decision: Decision) -> bool:
@@ -169,16 +169,20 @@ def settle(decision: Decision, facts: Facts, native: ProbeResult | None, compat:
 
 
 def misfit(decision: Decision, facts: Facts) -> Remark | None:
-    """Whether ONNX Runtime's CUDA is newer than the CUDA it will find, and what to do then."""
-    provided = provided_cuda(decision, facts)
-    needed = facts.runtime_cuda
-    if needed is None or provided is None or needed <= provided[0] or decision.verdict is Verdict.SKIP_NO_GPU:
+    """Whether ONNX Runtime's CUDA is newer than the CUDA it will find, and what to do then; ``None`` without a GPU."""
+    needed, driver = facts.runtime_cuda, facts.driver.version
+    if needed is None or driver is None or not facts.presence.usable:
         return None
-    origin = "the compatibility package" if decision.uses_package else f"driver {facts.driver.version}"
-    text = (
-        f"ONNX Runtime needs CUDA {needed}, {origin} provides {provided[0]}.{provided[1]}: the GPU will not work; "
-        + ami_advice(needed, facts.driver.version, facts.packages)
-    )
+    provided = provided_cuda(decision, facts)
+    if provided is not None:
+        fits, found = needed <= provided[0], f"CUDA {provided[0]}.{provided[1]}"
+    else:
+        fits, found = driver.branch >= OLDEST_DRIVERS.get(needed, 0), f"less than CUDA {needed}"
+    if fits:
+        return None
+    origin = "the compatibility package" if decision.uses_package else f"driver {driver}"
+    advice = ami_advice(needed, driver, facts.packages)
+    text = f"ONNX Runtime needs CUDA {needed}, {origin} provides {found}: the GPU will not work; {advice}"
     return Remark(logging.ERROR, text)
 
 
@@ -197,41 +201,62 @@ def outcome(probe: ProbeResult) -> str:
 def foreign(facts: Facts) -> bool:
     """Whether ``libcuda.so.1`` resolves to something that is not the host driver's own library.
 
-    That is a file in a package's folder, or one whose name carries another version than the driver's: container
-    toolkits before 1.17.4 mount the package's library into the system's folder.
+    The version in the name of the file tells, where both versions are known: container toolkits before 1.17.4 mount the
+    package's library into the system's folder. Else the folder does.
     """
     if facts.effective is None:
         return False
-    if any(_is_in(facts.effective, package) for package in facts.packages):
-        return True
     version, driver = library_version(facts.effective.real), facts.driver.version
-    return version is not None and driver is not None and version != driver
+    if version is not None and driver is not None:
+        return version != driver
+    return any(_is_in(facts.effective, package) for package in facts.packages)
 
 
-def _by_rule(mode: CompatMode, facts: Facts, package: CompatPackage | None) -> Decision:
-    if not facts.presence.driver_present and not facts.presence.platform:
+def provides(package: CompatPackage, library: FoundLibrary | None) -> bool:
+    """Whether the library is the package's, in place or mounted elsewhere."""
+    if library is None:
+        return False
+    return _is_in(library, package) or (
+        package.version is not None and library_version(library.real) == package.version
+    )
+
+
+def _by_rule(mode: CompatMode, facts: Facts) -> Decision:
+    presence, forced = facts.presence, mode is CompatMode.ON
+    if not presence.driver_present and not presence.platform:
         return Decision(Verdict.SKIP_NO_GPU, logging.INFO, "no GPU is visible")
-    if package is None:
+    if presence.platform and not forced:
+        return _no(
+            Verdict.SKIP_PLATFORM, logging.INFO, f"compatibility packages are not for {presence.platform}", facts
+        )
+    if presence.hidden:
+        return Decision(Verdict.SKIP_NO_GPU, logging.INFO, "the environment hides every GPU from CUDA")
+    if not facts.packages:
         return Decision(Verdict.SKIP_NO_PACKAGE, logging.INFO, "the image has no compatibility package")
+    # What is in use and may be used stays in use; else the first that may be.
+    active = [] if forced else [package for package in facts.packages if provides(package, facts.effective)]
+    candidates = [*active, *(package for package in facts.packages if package not in active)]
+    rulings = [replace(_judge(package, facts, forced), package=package) for package in candidates]
+    ruling = next((ruling for ruling in rulings if ruling.uses_package), rulings[0])
+    if ruling.uses_package or ruling.verdict is Verdict.SKIP_UNKNOWN_DRIVER:
+        return ruling
+    return replace(_no(ruling.verdict, ruling.level, ruling.message, facts), package=ruling.package)
+
+
+def _judge(package: CompatPackage, facts: Facts, forced: bool) -> Decision:
+    """What the rules say of one package."""
     if package.defect is not None:
         return _defective(package, package.defect)
-    forced = mode is CompatMode.ON
-    if facts.presence.platform and not forced:
-        text = f"compatibility packages are not for {facts.presence.platform}"
-        return Decision(Verdict.SKIP_PLATFORM, logging.INFO, text)
-    if facts.presence.hidden:
-        return Decision(Verdict.SKIP_NO_GPU, logging.INFO, "the environment hides every GPU from CUDA")
     if forced:
         return _forced(facts, package)
     driver, version = facts.driver.version, package.version
     if driver is None or version is None:
-        return Decision(
-            Verdict.SKIP_UNKNOWN_DRIVER, logging.WARNING, "the driver's version is unknown" + _active(facts)
-        )
+        reasons = "".join(f"; {source}: {said or 'nothing'}" for source, said in facts.driver.ignored)
+        text = f"the driver's version is unknown{reasons}{_active(facts)}"
+        return Decision(Verdict.SKIP_UNKNOWN_DRIVER, logging.WARNING, text)
     if driver > version:
-        return _no(
-            Verdict.SKIP_DRIVER_NEWER, logging.INFO, f"driver {driver} is newer than the package's {version}", facts
-        )
+        text = f"driver {driver} is newer than the package's {version}"
+        return Decision(Verdict.SKIP_DRIVER_NEWER, logging.INFO, text)
     if driver == version:
         return Decision(Verdict.SKIP_DRIVER_EQUAL, logging.INFO, f"driver and package are the same, {driver}")
     return _forbidden(facts, package, driver) or _yes(facts, package, driver)
@@ -255,7 +280,7 @@ def _forbidden(facts: Facts, package: CompatPackage, driver: DriverVersion) -> D
     gpu = ineligible_gpu(facts.gpus)
     if gpu is not None:
         text = f"{gpu.name} is no data-center GPU, and forward compatibility is for those only (CUDA error 804)"
-        return _no(Verdict.SKIP_HW_UNSUPPORTED, logging.WARNING, text, facts)
+        return Decision(Verdict.SKIP_HW_UNSUPPORTED, logging.WARNING, text)
     listed = package.note.branches if package.note is not None else frozenset()
     if listed:
         unsupported = driver.branch not in listed
@@ -269,7 +294,7 @@ def _forbidden(facts: Facts, package: CompatPackage, driver: DriverVersion) -> D
     cuda = f" (CUDA {package.cuda[0]}.{package.cuda[1]})" if package.cuda else ""
     advice = ami_advice(facts.runtime_cuda, driver, facts.packages)
     text = f"package {package.version}{cuda} does not run on driver branch {driver.branch}, it needs {needs}; {advice}"
-    return _no(Verdict.SKIP_BRANCH_UNSUPPORTED, logging.ERROR, text, facts)
+    return Decision(Verdict.SKIP_BRANCH_UNSUPPORTED, logging.ERROR, text)
 
 
 def _yes(facts: Facts, package: CompatPackage, driver: DriverVersion) -> Decision:
@@ -286,7 +311,7 @@ def _yes(facts: Facts, package: CompatPackage, driver: DriverVersion) -> Decisio
 
 
 def _enable(facts: Facts, package: CompatPackage) -> Verdict:
-    return Verdict.ALREADY_ACTIVE if _provides(facts.effective, package) else Verdict.ENABLE
+    return Verdict.ALREADY_ACTIVE if provides(package, facts.effective) else Verdict.ENABLE
 
 
 def _no(verdict: Verdict, level: int, why: str, facts: Facts) -> Decision:
@@ -346,25 +371,22 @@ def _is_in(library: FoundLibrary, package: CompatPackage) -> bool:
     return package.folder in (library.path.parent, library.real.parent)
 
 
-def _provides(library: FoundLibrary | None, package: CompatPackage) -> bool:
-    """Whether the library is the package's, in place or mounted elsewhere."""
-    if library is None:
-        return False
-    return _is_in(library, package) or (
-        package.version is not None and library_version(library.real) == package.version
-    )
-
-
 def _active(facts: Facts) -> str:
     return f"; {facts.effective.real} is active" if facts.effective is not None and foreign(facts) else ""
 
 
-def _remarks(facts: Facts) -> tuple[Remark, ...]:
+def _remarks(facts: Facts, decision: Decision) -> tuple[Remark, ...]:
     """What was odd about the facts."""
-    remarks = []
-    if len(facts.packages) > 1:
+    package = decision.package
+    remarks: list[Remark] = []
+    if package is not None and len(facts.packages) > 1:
         folders = ", ".join(str(package.folder) for package in facts.packages)
-        remarks.append(Remark(logging.INFO, f"found {folders}; the first counts"))
+        remarks.append(Remark(logging.INFO, f"found {folders}; this is about {package.folder}"))
+    remarks += [
+        Remark(logging.WARNING, _defective(other, other.defect).message)
+        for other in facts.packages
+        if other.defect is not None and other is not package
+    ]
     for source, value in facts.driver.ignored:
         remarks.append(Remark(logging.DEBUG, f"ignored the driver version of {source}: {value!r}"))
     for source, version in facts.driver.differing:
@@ -373,7 +395,6 @@ def _remarks(facts: Facts) -> tuple[Remark, ...]:
     if facts.driver.nvml_mismatch:
         text = "NVML is of another version than the kernel's driver; does the image bundle driver libraries?"
         remarks.append(Remark(logging.WARNING, text))
-    if facts.packages and facts.packages[0].note_error:
-        text = f"the package's ELF note cannot be read: {facts.packages[0].note_error}"
-        remarks.append(Remark(logging.WARNING, text))
+    if package is not None and package.note_error:
+        remarks.append(Remark(logging.WARNING, f"the package's ELF note cannot be read: {package.note_error}"))
     return tuple(remarks)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NUMBERED = re.compile(r"nvidia(\d+)", re.ASCII)
+_DEVICE = re.compile(r"\+?\d+|(GPU|MIG)-.+", re.ASCII | re.IGNORECASE)
+"""An item of ``CUDA_VISIBLE_DEVICES`` that names a device: an index or the begin of a UUID."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def hides_gpus(environ: Mapping[str, str]) -> bool:
     in a container whose GPUs came by the Container Device Interface.
     """
     visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.split(",")[0].strip() in ("", "-1", "NoDevFiles"):
+    if visible is not None and not _DEVICE.fullmatch(visible.split(",")[0].strip()):
         return True
     return environ.get("NVIDIA_VISIBLE_DEVICES", "").strip() == "none"
 

@@ -159,7 +159,7 @@ def prepended(value: str | None, folder: str) -> str:
     Raises:
         ValueError: the folder has a ":" or ";" in its name; the linker knows no way to write that.
     """
-    if not _can_be_an_item(folder):
+    if not can_be_an_item(folder):
         raise ValueError(f"a folder with ':' or ';' in its name cannot be put on LD_LIBRARY_PATH: {folder}")
     kept: dict[str, str] = {}
     for item in (folder, *_items(value or "")):
@@ -205,7 +205,9 @@ def find_host_library(
     announced = environ.get("NVIDIA_CTK_LIBCUDA_DIR", "")
     cached = [os.path.dirname(path) for path in _cached_paths(root)]
     texts = (announced, *cached, *_DEFAULT_FOLDERS, *_MOUNTED_FOLDERS)
-    folders = [_below(root, text) for text in texts if text.startswith("/") and not _is_stubs(text)]
+    folders = [
+        _below(root, text) for text in texts if text.startswith("/") and can_be_an_item(text) and not _is_stubs(text)
+    ]
     unwanted = _reals(root, compat_folders)
 
     def is_the_hosts(path: Path) -> bool:
@@ -229,7 +231,7 @@ def seen(path: Path, root: Path) -> str:
     return str("/" / path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def make_host_folder(library: Path, driver: DriverVersion, places: Sequence[Path] | None = None) -> Path:
+def make_host_folder(library: Path, driver: DriverVersion | None, places: Sequence[Path] | None = None) -> Path:
     """Make a folder with nothing but links to the driver's ``libcuda`` and its companions beside it.
 
     At the head of ``LD_LIBRARY_PATH`` it brings back the driver's own library and shadows no other, as the system's
@@ -239,7 +241,7 @@ def make_host_folder(library: Path, driver: DriverVersion, places: Sequence[Path
 
     Args:
         library: the driver's ``libcuda``, or a link to it.
-        driver: its version, by which the companions are chosen as in ``find_host_library``.
+        driver: its version, by which the companions are chosen as in ``find_host_library``; ``None`` if unknown.
         places: where to make it, the first that can be written to; ``TMPDIR`` and the usual places if ``None``.
 
     Raises:
@@ -319,7 +321,8 @@ def _items(ld_library_path: str) -> list[str]:
     return re.split("[:;]", ld_library_path) if ld_library_path else []
 
 
-def _can_be_an_item(folder: str) -> bool:
+def can_be_an_item(folder: str) -> bool:
+    """Whether ``LD_LIBRARY_PATH`` can name this folder: the linker knows no way to write its own separators."""
     return not re.search("[:;]", folder)
 
 
@@ -378,7 +381,7 @@ def _of_version(folder: Path, stem: str, driver: DriverVersion | None) -> list[P
     return [folder / name for name in wanted if driver is not None and _version_in(name) == driver]
 
 
-def _host_links(library: Path, driver: DriverVersion) -> dict[str, str]:
+def _host_links(library: Path, driver: DriverVersion | None) -> dict[str, str]:
     """Name -> target of the links in the private folder."""
     real = os.path.realpath(library)
     links = {SONAME: real, "libcuda.so": real}
@@ -406,7 +409,7 @@ def _usual_places() -> list[Path]:
 
 def _check_place(place: Path) -> None:
     """Raise ``OSError`` for a place that the linker cannot be told of, or where others could swap our folder."""
-    if not place.is_absolute() or not _can_be_an_item(str(place)):
+    if not place.is_absolute() or not can_be_an_item(str(place)):
         raise OSError(0, "cannot be put on LD_LIBRARY_PATH")
     mode = place.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:

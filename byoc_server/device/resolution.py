@@ -22,6 +22,7 @@ from byoc_server.device.cuda_compat import (
     native_probe_wanted,
     outcome,
     probes_wanted,
+    provides,
     settle,
 )
 from byoc_server.device.linker import SONAME, FoundLibrary, find_libcuda, make_host_folder, prepended, removed, seen
@@ -131,16 +132,23 @@ def plan(resolution: Resolution, environ: Mapping[str, str], root: Path = Path("
     facts, before = found.facts, environ.get("LD_LIBRARY_PATH", "")
     if decision.verdict is Verdict.ENABLE and decision.package is not None:
         after = prepended(before, seen(decision.package.folder, root))
-        return Plan(after if after != before else None, find_libcuda(root, after))
-    if decision.verdict is not Verdict.EVICT:
-        return Plan(None, facts.effective)
+        library = find_libcuda(root, after)
+        if provides(decision.package, library):
+            return Plan(after, library)
+        text = f"the linker passes over the package's libcuda: can this user read {decision.package.folder}?"
+        return Plan(None, facts.effective, (Remark(logging.ERROR, text),))
+    if decision.verdict is Verdict.EVICT:
+        return _without_package(found, before, root)
+    return Plan(None, facts.effective)
+
+
+def _without_package(found: Survey, before: str, root: Path) -> Plan:
+    """Take the package's folders off the path and, where that is not enough, put the host driver's library first."""
+    facts = found.facts
     after = removed(before, found.package_folders, root)
     library = find_libcuda(root, after)
     remarks: tuple[Remark, ...] = ()
-    if library is None or foreign(replace(facts, effective=library)):
-        if found.host_library is None or facts.driver.version is None:
-            text = "the host driver's libcuda was not found: the package's stays active"
-            return Plan(None, facts.effective, (Remark(logging.ERROR, text),))
+    if (library is None or foreign(replace(facts, effective=library))) and found.host_library is not None:
         try:
             folder = make_host_folder(found.host_library, facts.driver.version)
         except OSError as error:  # nothing is writable; the folder itself does, though it may hold other libraries
@@ -148,4 +156,7 @@ def plan(resolution: Resolution, environ: Mapping[str, str], root: Path = Path("
             remarks = (Remark(logging.WARNING, f"{error}; putting {folder} first instead"),)
         after = prepended(after, seen(folder, root))
         library = find_libcuda(root, after)
+    if library is None or foreign(replace(facts, effective=library)):
+        text = "the host driver's libcuda cannot be brought back: the package's stays active"
+        return Plan(None, facts.effective, (*remarks, Remark(logging.ERROR, text)))
     return Plan(after, library, remarks)

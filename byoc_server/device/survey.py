@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from byoc_server.device.compat_package import CompatPackage, find_packages, inspect_library
-from byoc_server.device.cuda_compat import Facts, foreign
+from byoc_server.device.cuda_compat import Facts, foreign, provides
 from byoc_server.device.driver import DriverReading, read_driver, run_nvidia_smi
 from byoc_server.device.gpu import look_for_gpus
 from byoc_server.device.linker import find_host_library, find_libcuda, library_version
@@ -86,12 +86,14 @@ def survey(
         effective=find_libcuda(root, environ.get("LD_LIBRARY_PATH", "")),
         runtime_cuda=runtime.cuda_major,
     )
-    facts = replace(facts, packages=packages or _stray_package(facts, root))
+    facts = replace(facts, packages=(*packages, *_stray_package(facts, root)))
     return Survey(facts, nvml, runtime, find_host_library(root, driver.version, folders, environ))
 
 
 def _stray_package(facts: Facts, root: Path) -> tuple[CompatPackage, ...]:
     """The library in use, when it is not the driver's and lies where nobody would look for a package."""
     if facts.effective is None or not foreign(facts):
+        return ()
+    if any(provides(package, facts.effective) for package in facts.packages):
         return ()
     return (inspect_library(facts.effective.real, root),)

@@ -32,6 +32,7 @@ from byoc_server.engines.providers import (
     choose_device,
     explain_gpu_failure,
     is_gpu_failure,
+    is_out_of_memory,
     provider_options,
 )
 from byoc_server.errors import GpuUnavailable, ModelLoadError
@@ -159,8 +160,9 @@ class OnnxEngine:
         try:
             outputs = self._session.run(self._output_names, tensors)
         except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
-            if self._device is Device.GPU and is_gpu_failure(str(error)):
-                raise GpuUnavailable(explain_gpu_failure(str(error))) from error
+            reported = str(error)
+            if self._device is Device.GPU and is_gpu_failure(reported):
+                raise GpuUnavailable(explain_gpu_failure(reported), lasting=not is_out_of_memory(reported)) from error
             raise
         return dict(zip(self._output_names, outputs, strict=True))
 

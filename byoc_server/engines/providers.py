@@ -40,8 +40,9 @@ _WRONG_COMPAT = (
     "or install a version of the package that fits"
 )
 
+_OUT_OF_MEMORY = 2
 _CUDA_ADVICE: Mapping[int, str] = {
-    2: "the model does not fit into what is free of the GPU's memory; use fewer --workers or a larger GPU",
+    _OUT_OF_MEMORY: "the model does not fit into what is free of the GPU's memory; use fewer --workers or a larger GPU",
     34: "a stub of libcuda.so.1 was loaded, which is only for linking; take its folder out of LD_LIBRARY_PATH",
     35: _NEWER_DRIVER,
     36: _NEWER_DRIVER,
@@ -122,6 +123,12 @@ def provider_options(device: Device) -> Sequence[str | tuple[str, Mapping[str, s
 def is_gpu_failure(reported: str) -> bool:
     """Whether an error of ONNX Runtime is about the GPU or its libraries, and not about the model."""
     return any(pattern.search(reported) for pattern in (_CODE, _MISSING_LIBRARY, _MISSING_SYMBOL))
+
+
+def is_out_of_memory(reported: str) -> bool:
+    """Whether the GPU only had too little memory for this run; any other failure spoils its context."""
+    code = _CODE.search(reported)
+    return code is not None and (code[1], int(code[2])) == ("CUDA", _OUT_OF_MEMORY)
 
 
 def explain_gpu_failure(reported: str) -> str:

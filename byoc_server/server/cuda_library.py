@@ -12,11 +12,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 
 from byoc_server.config import Settings
-from byoc_server.device.linker import mapped_libraries
+from byoc_server.device.linker import find_libcuda, mapped_libraries
 from byoc_server.device.resolution import Resolution, plan, resolve
 from byoc_server.device.survey import THIS_MACHINE, Sources
 from byoc_server.server.entrypoint import END_SIGNALS
@@ -24,7 +24,7 @@ from byoc_server.server.entrypoint import END_SIGNALS
 logger = logging.getLogger(__name__)
 
 GUARD = "_BYOC_CUDA_LIBRARY"
-"""Variable that a process leaves to what replaces it: its process id and the ``libcuda`` that was chosen.
+"""Variable that a process leaves to its workers and to what replaces it: its process id and the ``libcuda`` it chose.
 
 The process id tells a replacement from a child: a server that another one starts decides for itself.
 """
@@ -34,7 +34,7 @@ Exec = Callable[[str, list[str], dict[str, str]], object]
 
 def settle(
     settings: Settings,
-    environ: Mapping[str, str],
+    environ: MutableMapping[str, str],
     root: Path = Path("/"),
     sources: Sources = THIS_MACHINE,
     execve: Exec = os.execve,
@@ -42,8 +42,15 @@ def settle(
     """Settle which ``libcuda`` will be found, and replace this process where that takes another environment.
 
     Returns where nothing has to change, in the replacement, and where replacing failed.
+
+    Args:
+        settings: of the server.
+        environ: of this process; the guard variable is set in it.
+        root: where ``proc``, ``dev`` and ``usr`` lie.
+        sources: of facts that are not files.
+        execve: replaces the process.
     """
-    if _guard(environ)[0] == os.getpid():
+    if _is_settled(environ, root):
         logger.debug("cuda-compat: settled before", extra={"event": "cuda_compat"})
         return
     resolution = resolve(settings, environ, root, sources)
@@ -51,18 +58,21 @@ def settle(
     report(resolution)
     for remark in change.remarks:
         logger.log(remark.level, "cuda-compat: %s", remark.message, extra={"event": "cuda_compat"})
+    environ[GUARD] = json.dumps({"pid": os.getpid(), "libcuda": str(change.library.real) if change.library else ""})
     if change.library_path is None:
         return
-    guard = {"pid": os.getpid(), "libcuda": str(change.library.real) if change.library else ""}
-    changed = {**environ, "LD_LIBRARY_PATH": change.library_path, GUARD: json.dumps(guard)}
-    # A signal has to wait until the replacement has its handlers: as PID 1 it would be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-    try:
-        execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)
-    except OSError as error:
-        text = "cuda-compat: cannot replace this process (%s); set LD_LIBRARY_PATH=%s for the container instead"
-        logger.error(text, error.strerror, change.library_path, extra={"event": "cuda_compat"})
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+    problem = "it is a script that cannot be run again" if not _can_repeat(sys.argv[0]) else ""
+    if not problem:
+        # A signal has to wait until the replacement has its handlers: as PID 1 it would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+        try:
+            replaced = {**environ, "LD_LIBRARY_PATH": change.library_path}
+            execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], replaced)
+        except OSError as error:
+            problem = str(error.strerror)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+    text = "cuda-compat: cannot replace this process (%s); set LD_LIBRARY_PATH=%s for the container instead"
+    logger.error(text, problem, change.library_path, extra={"event": "cuda_compat"})
 
 
 def report(resolution: Resolution) -> None:
@@ -92,10 +102,24 @@ def check_mapped(environ: Mapping[str, str], maps: str) -> None:
         logger.info("CUDA runs on %s", ", ".join(mapped), extra=extra)
 
 
+def _is_settled(environ: Mapping[str, str], root: Path) -> bool:
+    """Whether this process has replaced another one that chose the library which is found now."""
+    pid, chosen = _guard(environ)
+    if pid != os.getpid():
+        return False
+    found = find_libcuda(root, environ.get("LD_LIBRARY_PATH", ""))
+    return chosen == (str(found.real) if found else "")
+
+
 def _guard(environ: Mapping[str, str]) -> tuple[int, str]:
     """Process id and ``libcuda`` from the guard variable; 0 and nothing without one, or with nonsense in it."""
     try:
         guard = json.loads(environ.get(GUARD, ""))
         return int(guard["pid"]), str(guard["libcuda"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return 0, ""
+
+
+def _can_repeat(script: str) -> bool:
+    """Whether the command that started this interpreter would do the same again: not a script from standard input."""
+    return script == "-c" or os.path.isfile(script)

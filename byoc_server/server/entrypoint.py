@@ -10,7 +10,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from byoc_server.config import Settings
@@ -22,7 +22,7 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals that end a server; held back while a process replaces itself."""
 
 
-def enter(settings: Settings, environ: Mapping[str, str], root: Path = Path("/")) -> None:
+def enter(settings: Settings, environ: MutableMapping[str, str], root: Path = Path("/")) -> None:
     """Settle which ``libcuda`` will be found, before anything loads one; this process may be replaced on the way.
 
     Args:
@@ -45,7 +45,7 @@ def enter(settings: Settings, environ: Mapping[str, str], root: Path = Path("/")
 
 
 def confirm(environ: Mapping[str, str]) -> None:
-    """Say which ``libcuda`` this process has loaded, if it has, now that its model is loaded.
+    """Say which ``libcuda`` this process has loaded, if it has, now that its model is loaded or could not be.
 
     Args:
         environ: of this process, a worker's included.

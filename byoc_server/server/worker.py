@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -18,7 +17,7 @@ from byoc_server.device.gpu import look_for_gpus
 from byoc_server.engines.base import EngineOptions
 from byoc_server.errors import StartupError
 from byoc_server.http.app import App
-from byoc_server.models.model import load_model
+from byoc_server.models.model import Model, load_model
 from byoc_server.server.connection import Connection
 from byoc_server.server.entrypoint import confirm
 from byoc_server.server.listener import BACKLOG
@@ -50,10 +49,14 @@ def build_app(
 
     def ready() -> None:
         tune_interpreter()
-        confirm(os.environ)
         on_ready()
 
-    load = partial(load_model, model_path, engine_options(settings), settings.max_batch_size)
+    def load() -> Model:
+        try:
+            return load_model(model_path, engine_options(settings), settings.max_batch_size)
+        finally:
+            confirm(os.environ)
+
     return App(settings, load, on_failure, ready, all_ready, ready_first=ready_first)
 
 

@@ -108,6 +108,26 @@ def test_without_onnx_runtime(tmp_path: Path) -> None:
     assert "not installed" in as_text(facts)
 
 
+@pytest.mark.parametrize(
+    ("driver", "fits", "runs_on"), [("580.95.05", True, "gpu"), ("535.54.03", False, ""), ("999.1", None, "gpu")]
+)
+def test_whether_the_runtime_fits_the_driver(
+    tmp_path: Path, driver: str, fits: bool | None, runs_on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("byoc_server.cli.info._providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    root = FakeRoot(tmp_path).nodes("nvidia0").banner(closed_banner(driver)).host_library(driver)
+    facts = look(root, gpus=NvmlReport(driver, (L4,)))
+    assert facts["onnxruntime"]["fits_driver"] is fits
+    assert facts["device"]["name"] == runs_on
+    assert ("fits the driver" in as_text(facts)) is (fits is True)
+
+
+def test_a_path_that_is_no_text(tmp_path: Path) -> None:
+    root = host(FakeRoot(tmp_path)).compat("opt/caf\udce9", note=BRANCHES_129)
+    facts = look(root, Settings(cuda_compat="rule", cuda_compat_dir="/opt/caf\udce9"))
+    assert "caf\\udce9" in as_text(facts)
+
+
 @needs_compiler
 def test_a_probe_is_shown(tmp_path: Path) -> None:
     root = host(FakeRoot(tmp_path))

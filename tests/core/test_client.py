@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
@@ -107,6 +108,37 @@ def test_a_missing_gpu_is_the_answer_and_not_the_end(caplog: pytest.LogCaptureFi
     (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert (line.levelname, getattr(line, "event", None)) == ("ERROR", "gpu_unavailable")
     assert "--gpus all" in line.message
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_gpu_that_is_lost_while_serving(model_path: Path, lasting: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """After a lasting failure nothing will work, and a ping has to say so; too large a batch passes."""
+
+    def fail(_: Tensors) -> Tensors:
+        raise GpuUnavailable("CUDA failure 700", lasting=lasting)
+
+    def load() -> Model:
+        return dataclasses.replace(load_model(model_path, EngineOptions(1), 0), infer=fail)
+
+    async def main() -> None:
+        local = client(load)
+        local.start()
+        await asyncio.wait_for(local.settled(), 10)
+        for _ in range(2):
+            answer: asyncio.Future[Tensors | ByocError] = asyncio.get_running_loop().create_future()
+            try:
+                local.infer({"x": np.ones((1, 4), np.float32)}, 1, answer.set_result, 1e12)
+            except GpuUnavailable:
+                assert lasting
+                break
+            assert isinstance(await asyncio.wait_for(answer, 10), GpuUnavailable)
+            await asyncio.sleep(0)
+        assert state(local) is (ModelState.FAILED if lasting else ModelState.READY)
+        local.close()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+    assert len([r for r in caplog.records if getattr(r, "event", "") == "gpu_unavailable"]) == int(lasting)
 
 
 def test_closing_does_not_wait_for_a_load_that_hangs(model_path: Path) -> None:

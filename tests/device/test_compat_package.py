@@ -535,10 +535,10 @@ def test_order_of_the_places(tmp_path: Path) -> None:
 
 
 def test_the_right_major_goes_first(tmp_path: Path) -> None:
-    """Row 9."""
+    """Row 9: the highest minor of it first."""
     assert found(several(tmp_path), 13, "/opt/conda") == [
-        "usr/local/cuda-13.0/compat",
         "opt/conda/cuda-compat",
+        "usr/local/cuda-13.0/compat",
         "usr/local/cuda-12.9/compat",
         "usr/local/cuda-12.10/compat",
         "usr/local/cuda-12.8/compat",
@@ -546,12 +546,27 @@ def test_the_right_major_goes_first(tmp_path: Path) -> None:
         "usr/local/cuda-12.9/compat/lib.real",
     ]
     assert found(several(tmp_path / "12"), 12)[:4] == [
-        "usr/local/cuda-12.9/compat",
         "usr/local/cuda-12.10/compat",
-        "usr/local/cuda-12.8/compat",
+        "usr/local/cuda-12.9/compat",
         "usr/local/cuda-12.9/compat/lib.real",
+        "usr/local/cuda-12.8/compat",
     ]
     assert found(several(tmp_path / "11"), 11)[0] == "usr/local/cuda-12.9/compat"
+
+
+@pytest.mark.parametrize("folder", ["opt/cuda:12", "opt/cuda;12"])
+def test_a_folder_that_the_search_path_cannot_name(tmp_path: Path, folder: str) -> None:
+    root = FakeRoot(tmp_path).compat(f"{folder}/compat").link("usr/local/cuda", f"/{folder}")
+    assert inspect(root).defect is Defect.UNNAMEABLE
+
+
+def test_names_in_a_message_are_few_and_printable(tmp_path: Path) -> None:
+    root = FakeRoot(tmp_path)
+    for number in range(100):
+        root.file(f"{FOLDER}/libcuda.so.x\nforged {number}", b"x")
+    detail = inspect(root).detail
+    assert "\n" not in detail
+    assert len(detail) < 400
 
 
 def test_packages_without_a_known_level_go_last(tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def test_an_active_package_goes_when_the_hosts_library_works() -> None:
     [
         ("470.57.02", 13, PACKAGE, "al2023-ami-sagemaker-inference-gpu-4-1 (driver 580)"),
         ("535.54.03", 13, None, "cuda-compat-13-0"),
-        ("535.54.03", 13, PACKAGE, "the compatibility package provides 12.9"),
+        ("535.54.03", 13, PACKAGE, "the compatibility package provides CUDA 12.9"),
         ("470.57.02", 12, PACKAGE, "al2-ami-sagemaker-inference-gpu-2-1 (driver 535)"),
     ],
 )
@@ -294,11 +294,82 @@ def test_a_misfit_says_what_to_change(driver: str, runtime_cuda: int, package: C
 
 @pytest.mark.parametrize(
     ("driver", "runtime_cuda"),
-    [("580.95.05", 13), ("535.54.03", 12), ("470.57.02", None), (None, 13), ("999.1", 13)],
+    [("580.95.05", 13), ("535.54.03", 12), ("470.57.02", None), (None, 13), ("999.1", 13), ("460.32.03", 99)],
 )
 def test_what_fits_or_cannot_be_known_is_no_misfit(driver: str | None, runtime_cuda: int | None) -> None:
     found = facts(driver, package=None, runtime_cuda=runtime_cuda)
     assert misfit(decide(CompatMode.RULE, found), found) is None
+
+
+@pytest.mark.parametrize("driver", ["418.40.04", "460.32.03", "579.10"])
+def test_a_driver_of_an_unlisted_branch_is_too_old_by_the_floor(driver: str) -> None:
+    found = facts(driver, package=None, runtime_cuda=13)
+    remark = misfit(decide(CompatMode.RULE, found), found)
+    assert remark is not None
+    assert "less than CUDA 13" in remark.message
+
+
+@pytest.mark.parametrize(
+    "presence", [replace(GPU, hidden=True), GpuPresence((), proc=True), GpuPresence((), proc=False)], ids=str
+)
+def test_what_runs_on_the_cpu_is_no_misfit(presence: GpuPresence) -> None:
+    found = facts("470.57.02", package=None, presence=presence, runtime_cuda=13)
+    assert misfit(decide(CompatMode.RULE, found), found) is None
+
+
+def at(folder: str, of: str, cuda: tuple[int, int], *branches: int) -> CompatPackage:
+    return CompatPackage(Path(folder), version(of), cuda=cuda, note=CompatNote(cuda, frozenset(branches)))
+
+
+FOR_470 = at("/usr/local/cuda-12.8/compat", "570.172.08", (12, 8), 470, 535, 550)
+OLD = at("/usr/local/cuda-12.4/compat", "550.54.15", (12, 4), 470, 535)
+
+
+def among(driver: str, *packages: CompatPackage, active: CompatPackage | None = None) -> Decision:
+    effective = library(active.folder, str(active.version), "LD_LIBRARY_PATH") if active else None
+    return decide(CompatMode.RULE, replace(facts(driver, effective=effective), packages=packages))
+
+
+def test_the_first_package_that_may_be_used_is() -> None:
+    decision = among("470.57.02", PACKAGE, FOR_470)
+    assert (decision.verdict, decision.package) == (Verdict.ENABLE, FOR_470)
+    decision = among("550.144.01", OLD, PACKAGE)
+    assert (decision.verdict, decision.package) == (Verdict.ENABLE, PACKAGE)
+
+
+def test_what_is_in_use_and_may_be_used_stays() -> None:
+    decision = among("470.57.02", PACKAGE, FOR_470, active=FOR_470)
+    assert (decision.verdict, decision.package) == (Verdict.ALREADY_ACTIVE, FOR_470)
+    decision = among("535.54.03", PACKAGE, FOR_470, active=FOR_470)
+    assert (decision.verdict, decision.package) == (Verdict.ALREADY_ACTIVE, FOR_470)
+
+
+def test_a_package_as_old_as_the_driver_does_not_hide_an_older_one_in_use() -> None:
+    same = at("/usr/local/cuda-13.0/compat", "580.95.05", (13, 0), 535)
+    decision = among("580.95.05", same, PACKAGE, active=PACKAGE)
+    assert (decision.verdict, decision.package) == (Verdict.EVICT, PACKAGE)
+    assert among("580.95.05", same, PACKAGE, active=same).verdict is Verdict.SKIP_DRIVER_EQUAL
+
+
+@pytest.mark.parametrize("defect", list(Defect))
+def test_a_defect_elsewhere_does_not_hide_what_is_in_use(defect: Defect) -> None:
+    broken = CompatPackage(Path("/opt/compat"), None, defect)
+    decision = among("580.95.05", broken, PACKAGE, active=PACKAGE)
+    assert (decision.verdict, decision.package) == (Verdict.EVICT, PACKAGE)
+    assert any("/opt/compat" in remark.message for remark in decision.remarks)
+
+
+def test_other_platforms_get_their_own_library_back() -> None:
+    elsewhere = GpuPresence((), proc=False, platform="WSL")
+    assert decide(CompatMode.AUTO, facts("546.33", presence=elsewhere, effective=ACTIVE)).verdict is Verdict.EVICT
+    own = FoundLibrary(Path("/usr/lib/wsl/lib/libcuda.so.1"), Path("/usr/lib/wsl/lib/libcuda.so.1.1"), "ld.so.cache")
+    assert decide(CompatMode.AUTO, facts("546.33", presence=elsewhere, effective=own)).verdict is Verdict.SKIP_PLATFORM
+
+
+def test_an_unknown_driver_says_why() -> None:
+    reading = DriverReading(None, ignored=(("nvml", "driver not loaded"), ("nvidia-smi", "")))
+    decision = decide(CompatMode.RULE, replace(facts(), driver=reading))
+    assert "nvml: driver not loaded; nvidia-smi: nothing" in decision.message
 
 
 def test_the_package_provides_its_own_level() -> None:

@@ -69,6 +69,7 @@ def test_platforms(tmp_path: Path, names: list[str], platform: str, usable: bool
         ({"CUDA_VISIBLE_DEVICES": "-1"}, True),
         ({"CUDA_VISIBLE_DEVICES": "-1,0"}, True),
         ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, True),
+        ({"CUDA_VISIBLE_DEVICES": "none"}, True),
         ({"CUDA_VISIBLE_DEVICES": "0"}, False),
         ({"CUDA_VISIBLE_DEVICES": "1,-1"}, False),
         ({"CUDA_VISIBLE_DEVICES": "GPU-83d7ced8"}, False),

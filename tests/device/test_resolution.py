@@ -16,7 +16,8 @@ from byoc_server.device.probe import ProbeResult
 from byoc_server.device.resolution import Resolution, plan, resolve
 from byoc_server.device.runtime import RuntimePackage
 from byoc_server.device.survey import Sources, survey
-from tests.device.fake_root import BRANCHES_129, FakeRoot, closed_banner, open_banner
+from tests.device.fake_root import BRANCHES_129, FakeRoot, closed_banner, elf_without_note, open_banner
+from tests.device.test_linker import cache_of
 
 PACKAGE = "/usr/local/cuda-12.9/compat"
 HOST = "/usr/lib/x86_64-linux-gnu"
@@ -146,16 +147,54 @@ def test_evicting_what_was_mounted(mounted: FakeRoot, monkeypatch: pytest.Monkey
     assert change.library.real.name == "libcuda.so.580.95.05"
 
 
-def test_evicting_where_nothing_can_be_written(mounted: FakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> Path:
-        raise OSError("no place")
+def refuse(*_: object) -> Path:
+    raise OSError("no place")
 
+
+def test_evicting_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was registered with the linker is passed over by the driver's own folder, if that holds nothing else."""
     monkeypatch.setattr("byoc_server.device.resolution.make_host_folder", refuse)
-    resolution = resolve(Settings(cuda_compat="rule"), {}, mounted.path, SOURCES)
-    change = plan(resolution, {}, mounted.path)
+    root = FakeRoot(tmp_path).nodes("nvidia0").banner(open_banner("580.95.05")).host_library("580.95.05")
+    root.compat(PACKAGE[1:], note=BRANCHES_129)
+    root.file("etc/ld.so.cache", cache_of(("libcuda.so.1", f"{PACKAGE}/libcuda.so.1")))
+    change = plan(resolve(Settings(cuda_compat="rule"), {}, tmp_path, SOURCES), {}, tmp_path)
     assert change.library_path == HOST
     assert [remark.level for remark in change.remarks] == [logging.WARNING]
     assert "no place" in change.remarks[0].message
+
+
+def test_a_mount_cannot_be_passed_over_without_a_place_for_links(
+    mounted: FakeRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("byoc_server.device.resolution.make_host_folder", refuse)
+    change = plan(resolve(Settings(cuda_compat="rule"), {}, mounted.path, SOURCES), {}, mounted.path)
+    assert change.library_path is None
+    assert [remark.level for remark in change.remarks] == [logging.WARNING, logging.ERROR]
+
+
+def test_a_package_that_the_linker_passes_over_is_not_said_to_be_used(root: FakeRoot) -> None:
+    """Such as one for 32-bit processes, or one this user may not read."""
+    root.banner(closed_banner("535.54.03")).file(f"{PACKAGE[1:]}/libcuda.so.575.57.08", b"\x7fELF\x01" + bytes(99))
+    resolution, _ = run(root, {}, "rule")
+    assert resolution.decision.verdict is Verdict.ENABLE
+    change = plan(resolution, {}, root.path)
+    assert change.library_path is None
+    assert [remark.level for remark in change.remarks] == [logging.ERROR]
+
+
+def test_an_unknown_driver_whose_own_library_works_gets_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = FakeRoot(tmp_path).nodes("nvidia0").compat(PACKAGE[1:], note=BRANCHES_129).folder("tmp")
+    root.file("usr/local/nvidia/lib64/libcuda.so.1", elf_without_note())
+    root.link(f"{HOST[1:]}/libcuda.so.1", f"{PACKAGE}/libcuda.so.1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    probes = Probes(tmp_path, {"/usr/local/nvidia/lib64": 0})
+    resolution = resolve(Settings(), {}, tmp_path, replace(SOURCES, nvml=NvmlReport), probes)
+    assert resolution.decision.verdict is Verdict.EVICT
+    change = plan(resolution, {}, tmp_path)
+    assert change.library is not None
+    assert change.library.real == tmp_path / "usr/local/nvidia/lib64/libcuda.so.1"
 
 
 def test_nothing_to_go_back_to(mounted: FakeRoot) -> None:

@@ -13,6 +13,7 @@ from byoc_server.engines.providers import (
     choose_device,
     explain_gpu_failure,
     is_gpu_failure,
+    is_out_of_memory,
     provider_options,
 )
 from byoc_server.errors import GpuUnavailable
@@ -194,3 +195,16 @@ def assert_presentable(line: str) -> None:
     assert line.endswith("; --device cpu does without a GPU")
     for word in ("\n", "hostname", "ip-10-0-0-1", "onnxruntime_src", "/opt", "/usr", " ;", ";;", ": ;"):
         assert word not in line
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ("x.cc:1 CUDA failure 2: out of memory ; GPU=0", True),
+        ("x.cc:1 CUDA failure 700: an illegal memory access was encountered ; GPU=0", False),
+        ("CUBLAS failure 2: not memory at all ; GPU=0", False),
+        ("something else", False),
+    ],
+)
+def test_out_of_memory_is_told_from_what_lasts(reported: str, expected: bool) -> None:
+    assert is_out_of_memory(reported) is expected

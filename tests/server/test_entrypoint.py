@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ class Recorder:
     """Takes the place of ``os.execve``."""
 
     def __init__(self, error: OSError | None = None) -> None:
-        self.environ: Mapping[str, str] = {}
+        self.environ: dict[str, str] = {}
         self.arguments: list[str] = []
         self.error = error
 
@@ -83,10 +84,28 @@ class TestSettle:
             settle(Settings(cuda_compat="rule"), {}, older, SOURCES, execve)
         settle(Settings(cuda_compat="rule"), execve.environ, older, SOURCES, Recorder())
 
-    @pytest.mark.parametrize("guard", ['{"pid": 1, "libcuda": ""}', "nonsense", "{}", "[]", '{"pid": null}', "7"])
+    @pytest.mark.parametrize(
+        "guard",
+        ['{"pid": 1, "libcuda": ""}', "nonsense", "{}", "[]", '{"pid": null}', "7", '{"pid": Infinity}', "[" * 100_000],
+        ids=lambda guard: guard[:12],
+    )
     def test_another_process_guard_does_not_count(self, older: Path, guard: str) -> None:
         with pytest.raises(Replaced):
             settle(Settings(cuda_compat="rule"), {GUARD: guard}, older, SOURCES, Recorder())
+
+    def test_a_guard_for_another_library_does_not_count(self, older: Path) -> None:
+        """Such as one in the environment of an image, whose server is always process 1."""
+        guard = json.dumps({"pid": os.getpid(), "libcuda": "/elsewhere/libcuda.so.1"})
+        with pytest.raises(Replaced):
+            settle(Settings(cuda_compat="rule"), {GUARD: guard}, older, SOURCES, Recorder())
+
+    @pytest.mark.parametrize("script", ["-", "", "gone.py"])
+    def test_a_script_that_cannot_run_again_is_not_run_again(
+        self, older: Path, script: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", [script])
+        settle(Settings(cuda_compat="rule"), {}, older, SOURCES, Recorder())
+        assert "LD_LIBRARY_PATH=/usr/local/cuda/compat" in caplog.records[-1].getMessage()
 
     def test_the_right_library_in_place_needs_no_replacement(self, older: Path) -> None:
         environ = {"LD_LIBRARY_PATH": "/usr/local/cuda/compat"}
@@ -121,12 +140,14 @@ def test_no_gpu_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert vars(caplog.records[0])["decision"] == "SKIP_NO_GPU"
 
 
-@pytest.mark.parametrize("lay", ["nvidia0", "dxg"])
-def test_a_gpu_of_any_kind_is_looked_at(tmp_path: Path, lay: str, caplog: pytest.LogCaptureFixture) -> None:
-    FakeRoot(tmp_path).nodes(lay)
+@pytest.mark.parametrize(("node", "decision"), [("nvidia0", "SKIP_NO_PACKAGE"), ("dxg", "SKIP_PLATFORM")])
+def test_a_gpu_of_any_kind_is_looked_at(
+    tmp_path: Path, node: str, decision: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    FakeRoot(tmp_path).nodes(node)
     with caplog.at_level(logging.INFO, logger="byoc_server"):
         enter(Settings(cuda_compat="rule"), {}, tmp_path)
-    assert vars(caplog.records[-1])["decision"] == "SKIP_NO_PACKAGE"
+    assert vars(caplog.records[-1])["decision"] == decision
 
 
 def test_nothing_of_it_is_imported_without_a_gpu() -> None:
