@@ -29,6 +29,7 @@ def tree(root: type[ByocError]) -> Iterator[type[ByocError]]:
         ("BodyTimeout", 408, False),
         ("PayloadTooLarge", 413, False),
         ("UnsupportedMediaType", 415, False),
+        ("UnsupportedContentEncoding", 415, False),
         ("HeadTooLarge", 431, False),
         ("Unavailable", 503, True),
         ("NotReady", 503, True),

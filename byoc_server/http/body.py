@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 from starlette.types import Message, Receive
 
@@ -20,7 +21,7 @@ class BodyBudget:
     """Bytes that large bodies may hold, over all connections, until their requests are answered.
 
     Args:
-        limit_bytes: of one body; ``None`` = no limit.
+        limit_bytes: of one body, as it comes and decoded; ``None`` = no limit as it comes.
         total_bytes: of all of them together. A body that is alone passes even if it is larger.
     """
 
@@ -28,6 +29,12 @@ class BodyBudget:
         self.limit_bytes = limit_bytes
         self.total_bytes = total_bytes
         self.held_bytes = 0
+        self.lock = threading.Lock()
+
+    @property
+    def decoded_limit_bytes(self) -> int:
+        """Largest body once its content codings are undone: never without a limit, as a few bytes can become many."""
+        return self.total_bytes if self.limit_bytes is None else self.limit_bytes
 
     def check_length(self, length: int) -> None:
         """Refuse a body by its length. Raises ``PayloadTooLarge``."""
@@ -39,26 +46,51 @@ class BodyBudget:
 
 
 class BodyLease:
-    """What one body holds of the budget."""
+    """What one body holds of the budget. It grows on any thread."""
 
     def __init__(self, budget: BodyBudget) -> None:
-        self._budget = budget
+        self.budget = budget
+        self._received_bytes = 0
         self._held_bytes = 0
+        self._released = False
 
     def grow_to(self, size: int) -> None:
-        """Hold ``size`` bytes. Raises ``PayloadTooLarge``, or ``Overloaded`` when others hold too much already."""
-        self._budget.check_length(size)
-        budget, more = self._budget, size - self._held_bytes
-        others_bytes = budget.held_bytes - self._held_bytes
-        if others_bytes and budget.held_bytes + more > budget.total_bytes:
-            raise Overloaded("too many large requests are under way")
-        budget.held_bytes += more
-        self._held_bytes = size
+        """Hold ``size`` bytes as they come.
+
+        Raises:
+            PayloadTooLarge: that is over the limit of one body.
+            Overloaded: others hold too much already.
+        """
+        self.budget.check_length(size)
+        self._received_bytes = size
+        self._hold(size)
+
+    def grow_decoded_to(self, size: int) -> None:
+        """Hold ``size`` decoded bytes beside those that came.
+
+        Raises:
+            Overloaded: others hold too much already.
+            ClientGoneError: the lease was released: nobody waits for this body any more.
+        """
+        self._hold(self._received_bytes + size)
 
     def release(self) -> None:
         """Hold nothing any more."""
-        self._budget.held_bytes -= self._held_bytes
-        self._held_bytes = 0
+        with self.budget.lock:
+            self._released = True
+            self.budget.held_bytes -= self._held_bytes
+            self._held_bytes = 0
+
+    def _hold(self, size: int) -> None:
+        budget = self.budget
+        with budget.lock:
+            if self._released:
+                raise ClientGoneError
+            others_bytes = budget.held_bytes - self._held_bytes
+            if others_bytes and others_bytes + size > budget.total_bytes:
+                raise Overloaded("too many large requests are under way")
+            budget.held_bytes = others_bytes + size
+            self._held_bytes = size
 
 
 def declared_length(value: bytes) -> int:

@@ -6,7 +6,8 @@
 
 Whoever owns the connection (today the ASGI endpoint in ``invocations``) calls ``submit`` and gets ``reply`` called
 exactly once on the event loop, unless it cancels before. Bodies too large to decode between two pings, and answers
-too large to encode so, are worked on by a small thread pool.
+too large to encode so, are worked on by a small thread pool; content codings are undone, and applied to answers, in
+the same visit to it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,16 @@ from byoc_server.codecs.base import CODECS, DecodeOptions, EncodeOptions
 from byoc_server.config import MIB, Settings
 from byoc_server.core.client import InferenceClient
 from byoc_server.errors import ByocError, InferenceFailed
+from byoc_server.http.body import BodyLease
+from byoc_server.http.content_coding import (
+    ACCEPT_ENCODING,
+    CONTENT_ENCODING,
+    choose_answer_coding,
+    decode,
+    decode_small,
+    encode_answer,
+    parse_content_encoding,
+)
 from byoc_server.http.negotiation import choose_decoder, choose_encoder
 from byoc_server.http.responses import Header, Response, error_response
 from byoc_server.telemetry.request_log import RequestLog
@@ -57,6 +68,7 @@ class Head:
         custom_attributes: ``X-Amzn-SageMaker-Custom-Attributes``, ``None`` when missing.
         inference_id: ``X-Amzn-SageMaker-Inference-Id``, ``None`` when missing.
         arrived_s: when the head had arrived, monotonic clock.
+        fields: all headers by name, in lower case; of repeated ones the last, or all joined where they are lists.
     """
 
     content_type: bytes | None
@@ -64,6 +76,7 @@ class Head:
     custom_attributes: bytes | None
     inference_id: bytes | None
     arrived_s: float
+    fields: Mapping[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +136,16 @@ class InferencePath:
             if not entry.library:
                 entry.load()
 
-    def submit(self, head: Head, body: bytes, reply: Callable[[Response], None]) -> Cancel:
+    def submit(
+        self, head: Head, body: bytes, reply: Callable[[Response], None], coded: BodyLease | None = None
+    ) -> Cancel:
         """Serve one request.
 
         Args:
             head: its head.
             body: its whole body.
             reply: called once, on the event loop, maybe before this returns.
+            coded: grows with what comes out of a body that is in content codings; ``None`` for a plain body.
 
         Returns:
             Gives the request up; ``reply`` is not called after that.
@@ -138,9 +154,11 @@ class InferencePath:
         try:
             signature = request.signature = self._client.signature
             formats = request.formats = self._negotiate(head)
-            if len(body) > formats.decode_inline_bytes:
-                decode = partial(formats.decode, body, signature, formats.decode_options)
-                self._offload(request, decode, self._infer)
+            if coded is not None:
+                self._decode_coded(request, signature, formats, body, coded)
+            elif len(body) > formats.decode_inline_bytes:
+                work = partial(formats.decode, body, signature, formats.decode_options)
+                self._offload(request, work, self._infer)
             else:
                 self._infer(request, formats.decode(body, signature, formats.decode_options))
         except Exception as error:
@@ -150,6 +168,23 @@ class InferencePath:
     def refuse(self, head: Head, error: ByocError, reply: Callable[[Response], None]) -> None:
         """Answer a request that never got to the model, e.g. because its body was too large."""
         self._fail(_Request(head, 0, self._ids.of(head), reply), error)
+
+    def _decode_coded(
+        self, request: _Request, signature: Signature, formats: _Negotiated, body: bytes, lease: BodyLease
+    ) -> None:
+        """Undo the content codings, decode what comes out, and go on: all at once if it is little, else on a thread."""
+        codings = parse_content_encoding(request.head.fields[CONTENT_ENCODING].decode("latin-1"))
+        limit_bytes = lease.budget.decoded_limit_bytes
+        small = decode_small(body, codings, limit_bytes)
+        if small is not None and len(small) <= formats.decode_inline_bytes:
+            self._infer(request, formats.decode(small, signature, formats.decode_options))
+            return
+
+        def work() -> Tensors:
+            plain = decode(body, codings, limit_bytes, lease.grow_decoded_to) if small is None else small
+            return formats.decode(plain, signature, formats.decode_options)
+
+        self._offload(request, work, self._infer)
 
     def _infer(self, request: _Request, tensors: Tensors) -> None:
         assert request.signature is not None
@@ -167,7 +202,8 @@ class InferencePath:
             assert signature is not None
             if tensor_bytes(outcome) > formats.encode_inline_bytes:
                 encode = partial(formats.encode, outcome, signature, self._encode_options)
-                self._offload(request, encode, self._succeed)
+                coding = choose_answer_coding(_text(request.head.fields.get(ACCEPT_ENCODING)))
+                self._offload(request, lambda: encode_answer(encode(), coding), self._succeed_large)
             else:
                 self._succeed(request, formats.encode(outcome, signature, self._encode_options))
         except Exception as error:
@@ -176,6 +212,12 @@ class InferencePath:
     def _succeed(self, request: _Request, body: bytes) -> None:
         assert request.formats is not None
         headers = [request.formats.content_type, (b"content-length", b"%d" % len(body))]
+        self._finish(request, Response(200, headers, body), None)
+
+    def _succeed_large(self, request: _Request, answer: tuple[bytes, Sequence[Header]]) -> None:
+        assert request.formats is not None
+        body, coded = answer
+        headers = [request.formats.content_type, (b"content-length", b"%d" % len(body)), *coded]
         self._finish(request, Response(200, headers, body), None)
 
     def _fail(self, request: _Request, error: Exception) -> None:
@@ -216,6 +258,9 @@ class InferencePath:
                 return
             try:
                 then(request, future.result())
+            except ByocError as error:
+                # Its traceback leads to all that the thread worked on, and to this frame, which holds the error.
+                self._fail(request, error if error.status == 500 else error.with_traceback(None))
             except Exception as error:
                 self._fail(request, error)
 

@@ -16,12 +16,14 @@ from starlette.types import Receive, Scope, Send
 from byoc_server.core.client import InferenceClient, ModelState
 from byoc_server.errors import BodyTimeout, ByocError, MethodNotAllowed, NotReady, Unavailable
 from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, declared_length, discard_body, read_rest
+from byoc_server.http.content_coding import ACCEPT_ENCODING, CONTENT_ENCODING
 from byoc_server.http.inference import CUSTOM_ATTRIBUTES, INFERENCE_ID, Head, InferencePath
 from byoc_server.http.responses import Header, Response, error_response, send_response
 from byoc_server.http.watch import Exchange, Watch
 
 _PING_METHODS = ("GET", "HEAD", "POST")
 _READY = Response(200, [(b"content-length", b"0")], b"")
+_LISTS = frozenset([b"accept", ACCEPT_ENCODING, CONTENT_ENCODING])
 _ENDING = "the server is ending; send the request again"
 
 
@@ -70,6 +72,7 @@ class InvocationsEndpoint:
         response: Response | None = None
         refusal: ByocError | None = None
         lease: BodyLease | None = None
+        coded: BodyLease | None = None
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], ["POST"])
@@ -81,8 +84,10 @@ class InvocationsEndpoint:
             else:
                 lease = BodyLease(self._budget)
                 body = await read_rest(receive, message, lease)
+            if CONTENT_ENCODING in head.fields:
+                coded = lease = lease or BodyLease(self._budget)
             exchange.answer = answer = self._loop.create_future()
-            exchange.cancel = self._path.submit(head, body, exchange.reply)
+            exchange.cancel = self._path.submit(head, body, exchange.reply, coded)
             del body, message  # a decoder that copied has no more need of it while the model runs
             response = await answer
         except ClientGoneError:
@@ -125,12 +130,13 @@ def _too_slow(timeout_s: float) -> str:
 def _head(headers: list[Header], arrived_s: float) -> tuple[Head, bytes | None]:
     """Pick what matters from the header list (names in lower case, as ASGI demands).
 
-    Of repeated headers the last counts, but for ``Accept``, which is a list and joined (RFC 9110, section 5.3).
+    Of repeated headers the last counts, but for those that are lists, which are joined (RFC 9110, section 5.3).
     """
     by_name = dict(headers)
     get = by_name.get
-    accept = get(b"accept")
-    if len(by_name) < len(headers) and accept is not None:
-        accept = b", ".join([value for name, value in headers if name == b"accept"])
-    head = Head(get(b"content-type"), accept, get(CUSTOM_ATTRIBUTES), get(INFERENCE_ID), arrived_s)
+    if len(by_name) < len(headers):
+        for name in _LISTS & by_name.keys():
+            by_name[name] = b", ".join([value for other, value in headers if other == name])
+    accept, content_type = get(b"accept"), get(b"content-type")
+    head = Head(content_type, accept, get(CUSTOM_ATTRIBUTES), get(INFERENCE_ID), arrived_s, by_name)
     return head, get(b"content-length")

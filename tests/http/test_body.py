@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,51 @@ def test_others_are_refused_when_the_budget_is_spent_but_a_lone_body_never_is() 
     assert budget.held_bytes == 300
     lease.release()
     assert read([b"c", b"d"], budget)[0] == b"cd"
+
+
+def test_decoded_bytes_are_held_beside_those_that_came() -> None:
+    budget = BodyBudget(1000, 100)
+    _, lease = read([b"a" * 20, b"a" * 20], budget)
+    lease.grow_decoded_to(30)
+    lease.grow_decoded_to(50)
+    assert budget.held_bytes == 90
+    other = BodyLease(budget)
+    with pytest.raises(Overloaded):
+        other.grow_decoded_to(11)
+    other.grow_decoded_to(10)
+    lease.release()
+    assert budget.held_bytes == 10
+
+
+def test_a_body_nobody_waits_for_grows_no_more() -> None:
+    """A thread that still decodes it ends with its next piece."""
+    budget = BodyBudget(1000, 100)
+    lease = BodyLease(budget)
+    lease.release()
+    with pytest.raises(ClientGoneError):
+        lease.grow_decoded_to(1)
+    assert budget.held_bytes == 0
+
+
+@pytest.mark.parametrize(("limit", "decoded_limit"), [(1000, 1000), (None, 100)])
+def test_decoded_bytes_are_never_without_a_limit(limit: int | None, decoded_limit: int) -> None:
+    assert BodyBudget(limit, 100).decoded_limit_bytes == decoded_limit
+
+
+def test_leases_that_grow_on_several_threads_are_all_counted() -> None:
+    budget = BodyBudget(None, 10**9)
+    leases = [BodyLease(budget) for _ in range(4)]
+
+    def grow(lease: BodyLease) -> None:
+        for size in range(20_000):
+            lease.grow_decoded_to(size)
+
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(grow, leases))
+    assert budget.held_bytes == 4 * 19_999
+    for lease in leases:
+        lease.release()
+    assert budget.held_bytes == 0
 
 
 @pytest.mark.parametrize(

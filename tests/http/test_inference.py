@@ -48,7 +48,8 @@ def ask(client: Client, body: bytes = b"[[1, 2]]", cancel: bool = False) -> list
         with ThreadPoolExecutor(1) as executor:
             path = InferencePath(client, Settings(), executor, RequestLog("off", "json", sys.stderr.buffer))
             answers: list[Response] = []
-            give_up = path.submit(Head(b"application/json", None, None, None, time.monotonic()), body, answers.append)
+            head = Head(b"application/json", None, None, None, time.monotonic(), {})
+            give_up = path.submit(head, body, answers.append)
             if cancel:
                 give_up()
             for _ in range(200):

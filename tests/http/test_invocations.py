@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import requests
 
+from byoc_server.codecs.base import answer_codecs, media_types, request_codecs
 from tests.onnx_models import gather, identity
 from tests.server_process import Answer, ServerProcess, post, read_answer, running, wait_for
 
@@ -169,8 +170,9 @@ def error_of(answer: requests.Response | Answer, code: str) -> dict[str, object]
     error: dict[str, object] = json.loads(body)["error"]
     assert error["code"] == code
     assert len(body) < 2000
-    for secret in (b"Traceback", b"File \\", b".py", b"/tmp", b"site-packages", os.uname().nodename.encode()):
+    for secret in (b"Traceback", b"File \\", b".py", b"/tmp", b"site-packages"):
         assert secret not in body
+    assert not re.search(rf"\b{re.escape(os.uname().nodename)}\b", body.decode())
     return error
 
 
@@ -197,14 +199,14 @@ def test_an_unknown_content_type_is_415_and_told_the_list(server: ServerProcess,
     """Checklist 36."""
     answer = server.invoke(b"x", Content_Type=content_type)
     assert answer.status_code == 415
-    assert error_of(answer, "unsupported_media_type")["accepted"] == list(BODIES)
+    assert error_of(answer, "unsupported_media_type")["accepted"] == media_types(request_codecs())
 
 
 def test_an_impossible_accept_is_406_and_told_the_list(server: ServerProcess) -> None:
     """Checklist 36."""
     answer = server.invoke(BODIES["application/json"], Accept="text/html, image/*")
     assert answer.status_code == 406
-    assert error_of(answer, "not_acceptable")["accepted"] == list(BODIES)
+    assert error_of(answer, "not_acceptable")["accepted"] == media_types(answer_codecs())
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[[1]]", b'{"instances": []}', b"[" * 50_000, b"null"])

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import sys
+import zlib
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,8 +54,9 @@ def kept(known: Collection[int] = ()) -> dict[int, str]:
     }
 
 
-async def ask(endpoint: InvocationsEndpoint, *parts: bytes, method: str = "POST") -> int:
+async def ask(endpoint: InvocationsEndpoint, *parts: bytes, method: str = "POST", coding: bytes = b"") -> int:
     """Call the endpoint as uvicorn does and return the status."""
+    headers = [*JSON, (b"content-encoding", coding)] if coding else JSON
     messages: list[Message] = [
         {"type": "http.request", "body": part, "more_body": i + 1 < len(parts)} for i, part in enumerate(parts)
     ]
@@ -66,7 +68,7 @@ async def ask(endpoint: InvocationsEndpoint, *parts: bytes, method: str = "POST"
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": "/invocations", "headers": JSON}
+    scope = {"type": "http", "method": method, "path": "/invocations", "headers": headers}
     await asyncio.get_running_loop().create_task(endpoint(scope, receive, send))
     status: int = sent[0]["status"]
     return status
@@ -84,7 +86,8 @@ def test_no_kind_of_request_leaves_a_reference_cycle(tmp_path: Path) -> None:
         with ThreadPoolExecutor(1) as executor:
             log = RequestLog("off", "json", sys.stderr.buffer)
             path = InferencePath(client, Settings(), executor, log)
-            endpoint = InvocationsEndpoint(path, BodyBudget(1000, 1000), 60.0)
+            budget = BodyBudget(1000, 1000)
+            endpoint = InvocationsEndpoint(path, budget, 60.0)
             one = b'{"instances": [0]}'
             many = b'{"instances": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]}'
             poison = b'{"instances": [0, 0, 0, 0, 0, 0, 99999]}'
@@ -95,6 +98,11 @@ def test_no_kind_of_request_leaves_a_reference_cycle(tmp_path: Path) -> None:
                 assert await ask(endpoint, b"nonsense") == 400
                 assert await ask(endpoint, b"", method="GET") == 405
                 assert await ask(endpoint, b"x" * 600, b"x" * 600) == 413
+                assert await ask(endpoint, zlib.compress(one), coding=b"deflate") == 200
+                assert await ask(endpoint, zlib.compress(one + b" " * 900), coding=b"deflate") == 200
+                assert await ask(endpoint, zlib.compress(b" " * 5000), coding=b"deflate") == 413
+                assert await ask(endpoint, b"nonsense", coding=b"deflate") == 400
+                assert await ask(endpoint, one, coding=b"nonsense") == 415
             exchange = asyncio.get_running_loop().create_task(ask(endpoint, one))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -102,6 +110,7 @@ def test_no_kind_of_request_leaves_a_reference_cycle(tmp_path: Path) -> None:
             await asyncio.gather(exchange, return_exceptions=True)
             del exchange
             await asyncio.sleep(0.2)
+            assert budget.held_bytes == 0
         client.close()
 
     asyncio.run(main())
