@@ -7,12 +7,7 @@ installation, and the order of trust decides: ``/proc``, ``/sys``, NVML, ``nvidi
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import select
-import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +16,8 @@ from byoc_server.device.nvml import NvmlReport
 from byoc_server.device.version import DriverVersion
 
 _SMI_TIMEOUT_S = 5.0
-_KILL_TIMEOUT_S = 1.0
 _MAX_FILE_BYTES = 4096
-_MAX_OUTPUT_BYTES = 16 * 1024
+_MAX_OUTPUT_BYTES = 16 * 1024  # as much as a list of GPUs needs
 _MAX_REPORTED_CHARACTERS = 200
 _NVML_MISMATCH = 18
 """``NVML_ERROR_LIB_RM_VERSION_MISMATCH``."""
@@ -128,42 +122,17 @@ def run_nvidia_smi(timeout_s: float = _SMI_TIMEOUT_S) -> tuple[str, int]:
         What it printed, or a few words on why it printed nothing, and its return code: negative after a signal, 124
         after the time is up, 127 if it cannot be run (the codes ``timeout`` and ``env`` of GNU coreutils use).
     """
-    import subprocess  # noqa: PLC0415  # slow to import, and seldom needed
+    from byoc_server.device import child_process  # noqa: PLC0415  # slow to import, and seldom needed
 
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    deadline = time.monotonic() + timeout_s
     try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        child = child_process.run_child(command, timeout_s, _MAX_OUTPUT_BYTES)
+    except child_process.ChildTimeoutError:
+        return f"nvidia-smi did not end within {timeout_s:g} s", 124
     except OSError as error:
         return f"nvidia-smi cannot be run: {error.strerror}", 127
-    assert process.stdout is not None  # it was asked for above
-    with process.stdout as pipe:
-        output = _read(pipe.fileno(), deadline)
-    try:
-        code = process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        # a process stuck inside the driver does not even die of SIGKILL: the server cannot wait for it
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_KILL_TIMEOUT_S)
-        return f"nvidia-smi did not end within {timeout_s:g} s", 124
-    return output.decode(errors="replace") or f"nvidia-smi printed nothing and ended with code {code}", code
-
-
-def _read(descriptor: int, deadline: float) -> bytes:
-    """What comes out of a pipe, up to its end, the deadline (monotonic clock) or as much as a list of GPUs needs."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    output = b""
-    while len(output) < _MAX_OUTPUT_BYTES and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        piece = os.read(descriptor, _MAX_OUTPUT_BYTES)
-        if not piece:
-            break
-        output += piece
-    return output[:_MAX_OUTPUT_BYTES]
+    output = child.output.decode(errors="replace")
+    return output or f"nvidia-smi printed nothing and ended with code {child.status}", child.status
 
 
 def _text(path: Path) -> str | None:

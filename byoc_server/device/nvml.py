@@ -1,14 +1,18 @@
 """What NVML, the driver's own management library, tells of the GPUs.
 
+With a driver in trouble NVML may crash, or hang inside a call, where no signal handler of Python gets to run. So it is
+asked in a throw-away process (``nvml_child.py``, which calls ``ask_nvml``), and whatever comes of that is a report.
+
 Everything asked here is about the kernel driver and the devices. NVML's functions for the CUDA version are not used:
-they load ``libcuda`` into this process, before it is settled which one that should be (NVML API reference, "System
-Queries").
+they load ``libcuda``, before it is settled which one that should be (NVML API reference, "System Queries").
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 _INELIGIBLE_BRANDS = frozenset({5, 6, 15, 16})
@@ -22,6 +26,10 @@ _NOT_SUPPORTED = 3
 """``NVML_ERROR_NOT_SUPPORTED``: the device has no such thing, as a T4 has no Multi-Instance GPU."""
 _MAX_GPUS = 128
 _MAX_TEXT_CHARACTERS = 200
+
+_CHILD = Path(__file__).with_name("nvml_child.py")
+_TIMEOUT_S = 10.0  # the first call on a cold host, without the persistence daemon, takes seconds
+_MAX_ANSWER_BYTES = 64 * 1024  # a GPU takes some 120
 
 T = TypeVar("T")
 
@@ -62,8 +70,34 @@ class NvmlReport:
     error_code: int = 0
 
 
-def read_nvml(module: Any = None) -> NvmlReport:
-    """Ask NVML for the driver and the GPUs. It never raises: what cannot be had is told by ``error``.
+def read_nvml(timeout_s: float = _TIMEOUT_S) -> NvmlReport:
+    """Ask NVML in a process of its own. It never raises: what cannot be had is told by ``error``.
+
+    The child finds modules where this process does, and the library as this process would: by the same environment,
+    where ``LD_LIBRARY_PATH`` may point to it (WSL, GKE).
+
+    Args:
+        timeout_s: seconds after which the child is killed.
+    """
+    from byoc_server.device import child_process  # noqa: PLC0415  # slow to import, and seldom needed
+
+    command = [sys.executable, "-I", "-S", str(_CHILD), *sys.path]
+    try:
+        child = child_process.run_child(command, timeout_s, _MAX_ANSWER_BYTES)
+    except child_process.ChildTimeoutError:
+        return NvmlReport(error=f"timeout after {timeout_s:g} s")
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in a path
+        return NvmlReport(error=f"cannot start a process: {error}")
+    if child.failure:
+        return NvmlReport(error=child.failure)
+    try:
+        return _report(child_process.parse_line(child.output))
+    except (ValueError, TypeError):
+        return NvmlReport(error=f"unexpected answer: {child.output[:100]!r}")
+
+
+def ask_nvml(module: Any = None) -> NvmlReport:
+    """Ask NVML for the driver and the GPUs, in this process. It never raises.
 
     Args:
         module: has the functions of ``pynvml``, which is imported if it is ``None``.
@@ -133,6 +167,28 @@ class _Inquiry:
         )
 
 
+def _report(values: Any) -> NvmlReport:
+    """The report that a child has sent. Raises ValueError or TypeError for anything else."""
+    match values:
+        case {"driver": str(driver), "gpus": list(gpus), "error": str(error), "error_code": code} if len(values) == 4:
+            return NvmlReport(driver, tuple(_gpu(gpu) for gpu in gpus), error, _number(code))
+    raise ValueError("no report")
+
+
+def _gpu(values: Any) -> Gpu:
+    match values:
+        case {
+            "name": str(name),
+            "brand": brand,
+            "memory_bytes": memory,
+            "compute_capability": capability,
+            "mig": bool(mig),
+        } if len(values) == 5:
+            known = None if capability is None else _capability(capability)
+            return Gpu(name, _number(brand), _number(memory), known, mig)
+    raise ValueError("no GPU")
+
+
 def _anything(answer: Any) -> Any:
     return answer
 
@@ -146,7 +202,7 @@ def _text(answer: Any) -> str:
 
 
 def _number(answer: Any, limit: int = 2**63) -> int:
-    if not isinstance(answer, int) or not 0 <= answer < limit:
+    if type(answer) is not int or not 0 <= answer < limit:
         raise ValueError(f"{answer!r} makes no sense")
     return answer
 

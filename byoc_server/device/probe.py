@@ -8,18 +8,12 @@ comes of it is a value, never an exception.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import select
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 NOT_READY = 802
 """``CUDA_ERROR_SYSTEM_NOT_READY``: on hosts with NVSwitch, until the fabric manager runs (CUDA driver API, 13.0)."""
@@ -27,8 +21,6 @@ NOT_READY = 802
 _CHILD = Path(__file__).with_name("probe_child.py")
 _MAX_ANSWER_BYTES = 4096
 _MAX_NUMBER = 10**6
-_POLL_S = 0.05  # how soon the end of a child is seen whose own children hold its output open
-_KILL_WAIT_S = 2.0  # a process that is stuck in the kernel cannot be killed, nor waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +44,6 @@ class ProbeResult:
     failure: str = ""
     elapsed_s: float = 0.0
     attempts: int = 1
-
-
-class _NoAnswerError(Exception):
-    """The text says why."""
 
 
 def probe(
@@ -87,15 +75,20 @@ def probe(
 
 
 def _attempt(library: Path, ld_library_path: str, deadline_s: float, timeout_s: float) -> ProbeResult:
+    from byoc_server.device import child_process  # noqa: PLC0415  # slow to import, and seldom needed
+
+    command = [sys.executable, "-I", "-S", str(_CHILD), os.path.abspath(library)]
+    environ = _child_environ(os.environ, ld_library_path)
     try:
-        answer = _answer_of_a_child(library, _child_environ(os.environ, ld_library_path), deadline_s)
-        return _parse(str(library), answer)
-    except subprocess.TimeoutExpired:
+        child = child_process.run_child(command, deadline_s - time.monotonic(), _MAX_ANSWER_BYTES, environ)
+    except child_process.ChildTimeoutError:
         failure = f"timeout after {timeout_s:g} s"
-    except _NoAnswerError as error:
-        failure = str(error)
-    except (OSError, ValueError) as error:  # no process could be started; ValueError: a zero byte in the path
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         failure = f"cannot start a process: {error}"
+    else:
+        failure = child.failure
+        if not failure:
+            return _parse(str(library), child.output)
     return ProbeResult(str(library), None, failure=failure)
 
 
@@ -105,87 +98,22 @@ def _child_environ(environ: Mapping[str, str], ld_library_path: str) -> dict[str
     return {**kept, "LD_LIBRARY_PATH": ld_library_path} if ld_library_path else kept
 
 
-def _answer_of_a_child(library: Path, environ: Mapping[str, str], deadline_s: float) -> bytes:
-    """Run one child to its end and return what it said.
-
-    Where SIGCHLD is ignored, which a process inherits from the one that started it, the kernel keeps no exit status,
-    and ``subprocess`` reports 0. So 0 says nothing here; the answer itself is the proof.
-
-    Raises:
-        subprocess.TimeoutExpired: it has not ended by the deadline.
-        _NoAnswerError: it has crashed, failed or said too much.
-        OSError, ValueError: it could not be started.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_CHILD), os.path.abspath(library)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environ,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    try:
-        answer = _read_all(process, process.stdout.fileno(), deadline_s)
-        status = process.wait(max(0.0, deadline_s - time.monotonic()))
-    finally:
-        process.stdout.close()
-        with contextlib.suppress(OSError):  # the whole group has ended; its number is not given away again so soon
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_KILL_WAIT_S)
-    if status < 0:
-        raise _NoAnswerError(f"killed by {_signal_name(-status)}")
-    if status > 0:
-        raise _NoAnswerError(f"ended with status {status}")
-    return answer
-
-
-def _read_all(process: subprocess.Popen[bytes], stdout: int, deadline_s: float) -> bytes:
-    """What the child says until it ends; its own children may hold the pipe open for longer."""
-    poller = select.poll()
-    poller.register(stdout, select.POLLIN)
-    answer = b""
-    while True:
-        has_ended = process.poll() is not None
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0 and not has_ended:
-            raise subprocess.TimeoutExpired(process.args, 0)
-        if poller.poll(0 if has_ended else 1000 * min(left_s, _POLL_S)):
-            chunk = os.read(stdout, _MAX_ANSWER_BYTES)
-            answer += chunk
-            if len(answer) > _MAX_ANSWER_BYTES:
-                raise _NoAnswerError(f"said more than {_MAX_ANSWER_BYTES} bytes")
-            if not chunk:
-                return answer
-        elif has_ended:
-            return answer
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 def _parse(path: str, answer: bytes) -> ProbeResult:
-    """Read the child's one line; whatever else it is, it is no answer. Raises ``_NoAnswerError``."""
-    if not answer:
-        raise _NoAnswerError("ended without an answer")
+    """Read the child's one line; whatever else it is, it is no answer."""
+    from byoc_server.device.child_process import parse_line  # noqa: PLC0415  # slow to import, and seldom needed
+
     try:
-        values: Any = json.loads(answer)
-    except (ValueError, RecursionError):
+        values = parse_line(answer)
+    except ValueError:
         values = None
-    if answer.endswith(b"\n") and answer.count(b"\n") == 1:
-        match values:
-            case {"error": str(text)} if len(values) == 1:
-                raise _NoAnswerError(text)
-            case {"init": init, "version": version, "devices": devices} if len(values) == 3:
-                if _is_number(init) and _is_number(version) and (devices is None or _is_number(devices)):
-                    cuda = (version // 1000, version % 1000 // 10) if version else None
-                    return ProbeResult(path, init, cuda, devices)
-    raise _NoAnswerError(f"unexpected answer: {answer[:100]!r}")
+    match values:
+        case {"error": str(text)} if len(values) == 1:
+            return ProbeResult(path, None, failure=text)
+        case {"init": init, "version": version, "devices": devices} if len(values) == 3:
+            if _is_number(init) and _is_number(version) and (devices is None or _is_number(devices)):
+                cuda = (version // 1000, version % 1000 // 10) if version else None
+                return ProbeResult(path, init, cuda, devices)
+    return ProbeResult(path, None, failure=f"unexpected answer: {answer[:100]!r}")
 
 
 def _is_number(value: object) -> bool:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from byoc_server.device import driver
+from byoc_server.device import child_process
 from byoc_server.device.driver import DriverReading, parse_banner, parse_smi, read_driver, run_nvidia_smi
 from byoc_server.device.nvml import NvmlReport
 from byoc_server.device.version import DriverVersion
 from tests.device.fake_root import FakeRoot, closed_banner, open_banner
+from tests.device.test_child_process import assert_gone, no_process_is_left  # noqa: F401  # a fixture, used by its name
+from tests.server_process import alive, wait_for
+
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
 GCC = "GCC version:  gcc version 9.4.0 (Ubuntu 9.4.0-1ubuntu1~20.04.1)\n"
 
@@ -253,56 +259,61 @@ def test_run_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = time.monotonic()
     assert run_nvidia_smi(timeout_s=1.0) == ("nvidia-smi did not end within 1 s", 124)
     assert time.monotonic() - begin < 10
-    child = Path("/proc") / (tmp_path / "child").read_text().strip()
-    while is_running(child):
-        assert time.monotonic() - begin < 10
-        time.sleep(0.01)
+    assert_gone(tmp_path / "child")
 
 
-def is_running(process: Path) -> bool:
-    """Whether it is there and not only waits for somebody to ask how it ended."""
-    try:
-        return "State:\tZ" not in (process / "status").read_text()
-    except OSError:
-        return False
+def test_run_ends_with_who_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM while the server starts: its handler raises SystemExit in the middle of the wait."""
+    program(tmp_path, monkeypatch, f"sleep 60 & echo $! >{tmp_path}/child; echo $$ >{tmp_path}/pid; wait")
+    script = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+from byoc_server.device.driver import run_nvidia_smi
+run_nvidia_smi(60.0)
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        pid = tmp_path / "pid"
+        wait_for(lambda: pid.exists() and pid.read_text(), "nvidia-smi hangs")
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert_gone(pid)
+    assert_gone(tmp_path / "child")
 
 
 def test_run_ends_and_leaves_the_pipe_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in the background holds the pipe: the answer counts all the same, when the time is up."""
+    """A process in the background holds the pipe: the answer counts at once, and that process is killed."""
     program(tmp_path, monkeypatch, f"sleep 60 & echo $! >{tmp_path}/child; echo 535.54.03")
-    try:
-        assert run_nvidia_smi(timeout_s=0.5) == ("535.54.03\n", 0)
-    finally:
-        os.kill(int((tmp_path / "child").read_text()), 9)
+    begin = time.monotonic()
+    assert run_nvidia_smi(timeout_s=30.0) == ("535.54.03\n", 0)
+    assert time.monotonic() - begin < 10
+    assert_gone(tmp_path / "child")
 
 
 def test_run_prints_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, monkeypatch, "exec yes 535.54.03")
     output, code = run_nvidia_smi()
     assert len(output) == 16 * 1024
-    assert code == -13
+    assert code == -signal.SIGKILL
     assert parse_smi(output, code) is None
 
 
 def test_run_cannot_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process stuck inside the kernel; here, one whose killing is prevented. The server goes on without it."""
-    program(tmp_path, monkeypatch, f"echo $$ >{tmp_path}/pid; exec sleep 60")
-    started: list[subprocess.Popen[bytes]] = []
-    popen = subprocess.Popen
-
-    def keep(*args: object, **options: object) -> subprocess.Popen[bytes]:
-        started.append(popen(*args, **options))  # type: ignore[call-overload]  # whatever the code under test gives
-        return started[0]
-
-    def refuse(group: int, _signal: int) -> None:
-        raise PermissionError(f"no signal to {group}")
-
-    monkeypatch.setattr(subprocess, "Popen", keep)
-    monkeypatch.setattr(os, "killpg", refuse)
-    monkeypatch.setattr(driver, "_KILL_TIMEOUT_S", 0.05)
-    try:
+    program(tmp_path, monkeypatch, "exec sleep 60")
+    started = []
+    kill_group = os.killpg
+    monkeypatch.setattr(os, "killpg", lambda pid, _number: started.append(pid))
+    monkeypatch.setattr(child_process, "_KILL_WAIT_S", 0.05)
+    with pytest.warns(ResourceWarning, match="still running"):
         assert run_nvidia_smi(timeout_s=0.2) == ("nvidia-smi did not end within 0.2 s", 124)
-        assert started[0].poll() is None
-    finally:
-        started[0].kill()
-        started[0].wait()
+    (pid,) = started
+    assert alive(pid)
+    kill_group(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_importing_it_is_light() -> None:
+    """Most servers start without asking any program."""
+    script = "import sys, byoc_server.device.probe, byoc_server.device.driver; print('subprocess' in sys.modules)"
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.extend({sys.path!r}); {script}"]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "False\n"

@@ -8,48 +8,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from byoc_server.device import child_process, probe_child
 from byoc_server.device import probe as probe_module
-from byoc_server.device import probe_child
 from byoc_server.device.probe import ProbeResult, probe
 from tests.device.dummy_libraries import build_jit_compiler, build_libcuda, needs_compiler
+from tests.device.test_child_process import no_process_is_left  # noqa: F401  # a fixture, used by its name
+from tests.server_process import alive, wait_for
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.usefixtures("no_process_is_left")]
 
 ENOUGH_S = 30.0
 SHORT_S = 1.0
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within 10 s: {what}"
-        time.sleep(0.01)
-
-
-def runs(pid: int) -> bool:
-    """Whether there is such a process; one that has ended and waits to be reaped by whoever adopted it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def children() -> set[str]:
-    tasks = Path("/proc/self/task").glob("*/children")
-    return {pid for task in tasks for pid in task.read_text().split()}
-
-
-@pytest.fixture(autouse=True)
-def no_process_is_left() -> object:
-    before = children()
-    yield
-    assert children() <= before
 
 
 def attempt(library: Path, timeout_s: float = ENOUGH_S, ld_library_path: str = "") -> ProbeResult:
@@ -102,7 +75,7 @@ def test_a_hang_ends_with_the_time(tmp_path: Path) -> None:
     assert (result.init_code, result.failure) == (None, "timeout after 1 s")
     assert SHORT_S <= result.elapsed_s < SHORT_S + 1.5
     child = int(Path(f"{library}.child").read_text())
-    wait_for(lambda: not runs(child), "the grandchild is gone")
+    wait_for(lambda: not alive(child), "the grandchild is gone")
 
 
 def test_a_child_that_closes_its_output_and_hangs(tmp_path: Path) -> None:
@@ -116,7 +89,7 @@ def test_a_process_left_behind_is_neither_waited_for_nor_left(tmp_path: Path) ->
     assert (result.init_code, result.failure) == (0, "")
     assert result.elapsed_s < ENOUGH_S / 2
     child = int(Path(f"{library}.child").read_text())
-    wait_for(lambda: not runs(child), "the grandchild is gone")
+    wait_for(lambda: not alive(child), "the grandchild is gone")
 
 
 def test_a_process_that_cannot_be_killed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +97,12 @@ def test_a_process_that_cannot_be_killed_is_given_up(tmp_path: Path, monkeypatch
     killed = []
     kill_group = os.killpg
     monkeypatch.setattr(os, "killpg", lambda pid, number: killed.append(pid))
-    monkeypatch.setattr(probe_module, "_KILL_WAIT_S", 0.1)
+    monkeypatch.setattr(child_process, "_KILL_WAIT_S", 0.1)
     with pytest.warns(ResourceWarning, match="still running"):
         result = attempt(build_libcuda(tmp_path, behaviour="hang"), 0.2)
     assert result.failure == "timeout after 0.2 s"
     (pid,) = killed
-    assert runs(pid)
+    assert alive(pid)
     kill_group(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 
@@ -144,10 +117,6 @@ def test_crashes(tmp_path: Path, behaviour: str, failure: str, monkeypatch: pyte
     result = attempt(library)
     assert (result.init_code, result.cuda, result.devices, result.failure) == (None, None, None, failure)
     assert os.listdir(tmp_path) == [library.name]
-
-
-def test_a_signal_without_a_name(tmp_path: Path) -> None:
-    assert probe_module._signal_name(signal.SIGRTMIN + 3) == f"signal {signal.SIGRTMIN + 3}"
 
 
 def test_a_flood_of_output_is_cut_off(tmp_path: Path) -> None:
@@ -202,9 +171,8 @@ def test_what_is_not_the_one_line_is_no_answer(tmp_path: Path, answer: str) -> N
     assert len(result.failure) < 600
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    with pytest.raises(probe_module._NoAnswerError, match="unexpected answer"):
-        probe_module._parse("", b"\xff\xfe\n")
+def test_bytes_that_are_no_text() -> None:
+    assert probe_module._parse("", b"\xff\xfe\n").failure == r"unexpected answer: b'\xff\xfe\n'"
 
 
 def test_silence(tmp_path: Path) -> None:
@@ -285,7 +253,7 @@ def test_it_ends_with_who_has_started_it(tmp_path: Path) -> None:
         wait_for(lambda: Path(f"{library}.pid").read_text() != "", "its process id is written")
         process.kill()
     child = int(Path(f"{library}.pid").read_text())
-    wait_for(lambda: not runs(child), "the child is gone")
+    wait_for(lambda: not alive(child), "the child is gone")
 
 
 def test_environment() -> None:
@@ -313,6 +281,7 @@ def test_no_process_can_be_forked(tmp_path: Path) -> None:
     script = """
 import os, resource, sys
 from pathlib import Path
+from byoc_server.device import child_process  # the other user may not read it
 from byoc_server.device.probe import probe
 if os.getuid() == 0:
     os.setresuid(54321, 54321, 54321)
@@ -349,7 +318,7 @@ print(json.dumps([[result.init_code, result.failure] for result in results]))
     )
     assert json.loads(result.stdout) == [[0, ""], [None, "ended without an answer"], [None, "timeout after 0.5 s"]]
     child = int(Path(f"{hanging}.child").read_text())
-    wait_for(lambda: not runs(child), "the grandchild is gone")
+    wait_for(lambda: not alive(child), "the grandchild is gone")
 
 
 @pytest.mark.parametrize(("code", "devices"), [(0, 1), (803, None)])
