@@ -114,6 +114,52 @@ CODECS: tuple[CodecEntry, ...] = (
     ),
     CodecEntry("text/csv", "byoc_server.codecs.csv"),
     CodecEntry("application/x-npy", "byoc_server.codecs.npy", inline_bytes=1024 * 1024),
+    # a few kilobytes can inflate to as many megabytes
+    CodecEntry("application/x-npz", "byoc_server.codecs.npz", inline_bytes=4 * 1024),
+    CodecEntry("application/octet-stream", "byoc_server.codecs.octet_stream", inline_bytes=1024 * 1024),
+    CodecEntry("text/libsvm", "byoc_server.codecs.libsvm", ("text/x-libsvm",), answers=False),
+    CodecEntry(
+        "application/msgpack",
+        "byoc_server.codecs.msgpack",
+        ("application/x-msgpack",),
+        inline_bytes=16 * 1024,
+        library="msgpack",
+        extra="msgpack",
+    ),
+    CodecEntry(
+        "application/vnd.apache.arrow.stream",
+        "byoc_server.codecs.arrow_stream",
+        inline_bytes=4 * 1024,  # compressed, it can inflate to as many megabytes
+        library="pyarrow",
+        extra="arrow",
+    ),
+    CodecEntry(
+        "application/vnd.apache.arrow.file",
+        "byoc_server.codecs.arrow_file",
+        inline_bytes=4 * 1024,  # compressed, it can inflate to as many megabytes
+        library="pyarrow",
+        extra="arrow",
+    ),
+    CodecEntry(
+        "application/x-parquet",
+        "byoc_server.codecs.parquet",
+        ("application/vnd.apache.parquet",),
+        inline_bytes=0,  # opening a file takes half a millisecond, and few bytes may stand for many values
+        library="pyarrow",
+        extra="arrow",
+    ),
+    CodecEntry(
+        "application/x-recordio-protobuf",
+        "byoc_server.codecs.recordio",
+        inline_bytes=16 * 1024,  # of records that differ in more than their numbers; others are 100 times as quick
+    ),
+    CodecEntry(
+        "application/x-tfexample",
+        "byoc_server.codecs.tfexample",
+        ("application/x-tfrecord",),
+        inline_bytes=16 * 1024,
+        answers=False,
+    ),
 )
 """All formats. The order breaks the last ties of negotiation."""
 

@@ -92,7 +92,7 @@ def convert(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
         if kind not in "fiub":
             return None
         try:
-            with np.errstate(over="raise"):
+            with np.errstate(over="raise", invalid="ignore"):  # a signalling NaN is only a NaN
                 return np.ascontiguousarray(array, dtype=dtype) if array.ndim else array.astype(dtype)
         except FloatingPointError:
             return None

@@ -1,16 +1,6 @@
 """``application/json``: the request forms of SageMaker, TensorFlow Serving and plain lists.
 
-Requests, for a model with one input (VALUE as in ``records``)::
-
-    {"instances": [RECORD, ...]}      {"inputs": VALUE or [VALUE, ...]}      {"features": VALUE or [VALUE, ...]}
-    [VALUE, ...]                      VALUE                                  {"data": {"features": ...}}
-
-and for any model, columns by input name, with or without the ``inputs`` around them::
-
-    {"inputs": {NAME: [VALUE, ...], ...}}
-
-A VALUE that has the rank of one record is one record; with one rank more it is a list of them. Other top-level keys
-(``signature_name``, ``configuration``) are ignored, as the servers those clients were written for do.
+Requests are the documents of ``documents``; bytes stand in them as in ``base64_values``.
 
 Answers: ``{"predictions": [...]}``, one item per record in order: the value of the one output, or an object with one
 key per output. NaN and infinities have no JSON form and leave as ``null``.
@@ -22,36 +12,31 @@ Python clients send for missing values.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.conform import one_or_many, require_inputs
-from byoc_server.codecs.records import (
-    holds_common_features,
-    is_value_object,
-    tensors_from_columns,
-    tensors_from_records,
-)
-from byoc_server.codecs.walk import Label, shown
+from byoc_server.codecs.base64_values import may_hold_base64, with_bytes
+from byoc_server.codecs.documents import FORMS, tensors_from_document
+from byoc_server.codecs.walk import shown
 from byoc_server.errors import InvalidPayload
-from byoc_server.types import Array, Signature, Tensors, TensorSpec
+from byoc_server.types import Array, Signature, Tensors
 
-_FORMS = "an object with 'instances', 'inputs' or 'features', or a list of records"
 _NATIVE_KINDS = "fiub"
 _MARKS_OF_ONE_KEY = 2
 
 
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
     """Read any of the request forms. See ``Codec.decode``."""
-    document = parse(body, "body", _FORMS)
+    document = parse(body, "body", FORMS)
+    if may_hold_base64(body, signature):
+        document = with_bytes(document, "" if isinstance(document, dict) else "body")
     # Two quotation marks make one key and no text. With a text somewhere the short way would be wrong: NumPy reads
     # numbers out of texts.
     tensors = _dense_instances(document, signature) if body.count(b'"') == _MARKS_OF_ONE_KEY else None
-    return tensors if tensors is not None else _tensors(document, signature, options)
+    return tensors if tensors is not None else tensors_from_document(document, signature, options)
 
 
 def parse(text: bytes, field: str, expected: str) -> object:
@@ -111,72 +96,6 @@ def _dense_instances(document: object, signature: Signature) -> Tensors | None:
         return None
     fits = array.ndim and len(array) and array.shape[1:] == signature.record_shapes[spec.name]
     return {spec.name: array} if fits else None
-
-
-def _tensors(document: object, signature: Signature, options: DecodeOptions) -> Tensors:
-    if isinstance(document, list):
-        return _values_or_records(document, signature, options, "body")
-    if not isinstance(document, dict):
-        if signature.sole_input is not None:
-            return _values_or_records(document, signature, options, "body")
-        raise InvalidPayload(f"expected {_FORMS}, got {shown(document)}", expected=_FORMS, got=shown(document))
-    names = [spec.name for spec in signature.inputs]
-    if signature.sole_input and holds_common_features(document):
-        return tensors_from_records([document], signature, options, lambda i: "body")
-    if "instances" in document and (signature.sole_input or "instances" not in names):
-        return _values_or_records(document["instances"], signature, options, "instances")
-    if all(name in document for name in names):
-        return _columns({name: document[name] for name in names}, signature, options, "")
-    if "inputs" in document:
-        inputs = document["inputs"]
-        if isinstance(inputs, dict) and ("values" not in inputs or "values" in names or not signature.sole_input):
-            require_inputs(list(inputs), signature, "inputs")
-            return _columns(inputs, signature, options, "inputs.")
-        return _values_or_records(inputs, signature, options, "inputs")
-    if "features" in document and signature.sole_input is not None:
-        return _values_or_records(document["features"], signature, options, "features")
-    if "data" in document or (signature.sole_input and is_value_object(document)):
-        return tensors_from_records([document], signature, options, lambda i: "body")
-    keys = ", ".join(shown(key) for key in list(document)[:5]) or "no keys"
-    inputs_text = ", ".join(spec.describe() for spec in signature.inputs)
-    raise InvalidPayload(
-        f"expected {_FORMS}, got an object with {keys}; the model's inputs are {inputs_text}",
-        expected=_FORMS,
-        got=f"an object with {keys}",
-    )
-
-
-def _values_or_records(value: object, signature: Signature, options: DecodeOptions, root: str) -> Tensors:
-    """Read a value, a list of values, or a list of record objects."""
-    sole = signature.sole_input
-    if isinstance(value, list) and (sole is None or dict in map(type, value)):
-        return tensors_from_records(value, signature, options, lambda i: f"{root}[{i}]")
-    if sole is None or isinstance(value, dict):
-        return tensors_from_records([value], signature, options, lambda i: root)
-    return _columns({sole.name: value}, signature, options, "", {sole.name: root})
-
-
-def _columns(
-    columns: dict[str, Any],
-    signature: Signature,
-    options: DecodeOptions,
-    prefix: str,
-    roots: dict[str, str] | None = None,
-) -> Tensors:
-    values, labels = {}, {}
-    for spec in signature.inputs:
-        root = roots[spec.name] if roots else f"{prefix}{spec.name}"
-        values[spec.name], labels[spec.name] = _column(columns[spec.name], spec, signature, root)
-    return tensors_from_columns(values, signature, options, labels)
-
-
-def _column(column: object, spec: TensorSpec, signature: Signature, root: str) -> tuple[Sequence[object], Label]:
-    """The record values of one input, and how they are called."""
-    if not signature.batched:
-        return [column], lambda i: root
-    if isinstance(column, list) and dict in map(type, column):
-        return column, lambda i: f"{root}[{i}]"
-    return one_or_many(column, signature.record_shapes[spec.name], root)
 
 
 def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:

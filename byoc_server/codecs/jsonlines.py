@@ -12,6 +12,7 @@ from typing import cast
 import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
+from byoc_server.codecs.base64_values import may_hold_base64, with_bytes
 from byoc_server.codecs.json import parse, records, serializable
 from byoc_server.codecs.lines import body_lines, join_lines
 from byoc_server.codecs.records import tensors_from_records
@@ -21,6 +22,8 @@ from byoc_server.types import Signature, Tensors
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
     """Read one record a line. See ``Codec.decode``."""
     values = [parse(line, f"line {number}", "a JSON value") for number, line in enumerate(body_lines(body), 1)]
+    if may_hold_base64(body, signature):
+        values = [with_bytes(value, f"line {number}") for number, value in enumerate(values, 1)]
     return tensors_from_records(values, signature, options, lambda i: f"line {i + 1}")
 
 

@@ -32,7 +32,7 @@ _MAX_RANK = 32
 
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
     """Read one array, or one structured array with a field per input. See ``Codec.decode``."""
-    array = _read(body)
+    array = read_array(body)
     if array.dtype.names is not None:
         require_inputs(array.dtype.names, signature, "body")
         fields = cast(Any, array)
@@ -47,35 +47,52 @@ def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors
     return {spec.name: conform_array(array, spec, signature, "body")}
 
 
-def _read(body: bytes) -> Array:
-    if body[:6] != _MAGIC:
+def read_array(data: bytes, start: int = 0, end: int | None = None, *, empty: bool = False) -> Array:
+    """Read one file, which is all or a part of ``data``.
+
+    Args:
+        data: where it lies.
+        start: its first byte.
+        end: the byte after its last one; the end of ``data`` by default.
+        empty: whether an array without elements will do.
+
+    Returns:
+        Array of the dtype, byte order and shape the file declares: a view of ``data`` if it is aligned there, as
+        vectorised code relies on that, else a copy.
+
+    Raises:
+        InvalidPayload: it is no such file, or its length is not what it declares; bytes are counted from ``start``.
+    """
+    size = (len(data) if end is None else end) - start
+    magic = data[start : start + min(size, 6)]
+    if magic != _MAGIC:
         raise InvalidPayload(
-            "body is not an .npy file: it does not start with the bytes 93 4E 55 4D 50 59",
+            "this is not an .npy file: it does not start with the bytes 93 4E 55 4D 50 59",
             field="byte 0",
             expected="the .npy magic",
-            got=body[:6].hex(" ") or "nothing",
+            got=magic.hex(" ") or "nothing",
         )
-    prefix = _PREFIX_BYTES.get(body[6]) if len(body) > 6 else None
-    if prefix is None or len(body) < prefix:
-        raise InvalidPayload("body is not an .npy file of version 1 or 2", field="byte 6", expected="version 1 or 2")
-    start = prefix + int.from_bytes(body[8:prefix], "little")
-    if start > min(len(body), _MAX_HEADER_BYTES):
+    prefix = _PREFIX_BYTES.get(data[start + 6]) if size > 6 else None
+    if prefix is None or size < prefix:
+        raise InvalidPayload("this is not an .npy file of version 1 or 2", field="byte 6", expected="version 1 or 2")
+    header = prefix + int.from_bytes(data[start + 8 : start + prefix], "little")
+    if header > min(size, _MAX_HEADER_BYTES):
         raise InvalidPayload(
-            f"the .npy header claims to end at byte {start}; the body has {len(body)} bytes, "
+            f"the .npy header claims to end at byte {header}; the file has {size} bytes, "
             f"the limit is {_MAX_HEADER_BYTES}",
             field="byte 8",
         )
-    shape, fortran_order, dtype = _parse_header(body[:start])
+    shape, fortran_order, dtype = _parse_header(data[start : start + header])
     count = math.prod(shape)
-    if count * dtype.itemsize != len(body) - start or count == 0:
+    if count * dtype.itemsize != size - header or (count == 0 and not empty):
         raise InvalidPayload(
             f"the .npy header declares shape {list(shape)} of {dtype.name}, {count * dtype.itemsize} bytes; "
-            f"the body has {len(body) - start}",
-            field=f"byte {start}",
+            f"the file has {size - header}",
+            field=f"byte {header}",
             expected=f"{count * dtype.itemsize} bytes" if count else "at least one element",
-            got=f"{len(body) - start} bytes",
+            got=f"{size - header} bytes",
         )
-    array = np.frombuffer(body, dtype, count, start).reshape(shape, order="F" if fortran_order else "C")
+    array = np.frombuffer(data, dtype, count, start + header).reshape(shape, order="F" if fortran_order else "C")
     return array if array.flags.aligned else array.copy()
 
 
@@ -108,10 +125,10 @@ def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
     """Write one array, or a structured array with a field per output. See ``Codec.encode``."""
-    arrays = {spec.name: _storable(tensors[spec.name]) for spec in signature.outputs}
+    arrays = {spec.name: storable(tensors[spec.name]) for spec in signature.outputs}
     if len(arrays) == 1:
         (array,) = arrays.values()
-        return _header(array.dtype.str, array.shape) + array.tobytes()
+        return file_header(array) + array.tobytes()
     rows = {a.shape[:1] if signature.batched else () for a in arrays.values()}
     if len(rows) > 1:
         raise NotAcceptable(
@@ -132,14 +149,24 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
     return stream.getvalue()
 
 
-def _storable(array: Array) -> Array:
+def storable(array: Array) -> Array:
+    """An array as a file can hold it: strings get a fixed width.
+
+    Raises:
+        NotAcceptable: a string would not come back as it was.
+    """
     if array.dtype != STRING:
         return array
     if any(text.endswith("\0") for text in array.ravel().tolist()):
         raise NotAcceptable(
-            "application/x-npy cannot carry a string that ends with a zero character", accepted=["application/json"]
+            "an .npy file cannot carry a string that ends with a zero character", accepted=["application/json"]
         )
     return array.astype(np.str_)
+
+
+def file_header(array: Array) -> bytes:
+    """What stands before the data, ``array.tobytes()``, of an array that is not structured."""
+    return _header(array.dtype.str, array.shape)
 
 
 @lru_cache(maxsize=1024)

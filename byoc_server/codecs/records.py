@@ -1,4 +1,4 @@
-"""The record forms that JSON and JSON Lines share.
+"""The record forms that JSON, JSON Lines and MessagePack share.
 
 A record of a model with one input is the value itself, or an object around it; of a model with several inputs an
 object with one key per input. The object forms are those of SageMaker's common data formats for inference
@@ -8,18 +8,23 @@ object with one key per input. The object forms are those of SageMaker's common 
 * ``{"data": {"features": {"values": VALUE}}}``
 * sparse, wherever a VALUE may stand: ``{"keys": [...], "shape": [...], "values": [...]}``
 * by input name: ``{NAME: VALUE, ...}``
+
+``bytes`` are the UTF-8 of a string, or the whole VALUE of a uint8 input. An array is a whole VALUE, or all of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
 
 from byoc_server.codecs.base import DecodeOptions
 from byoc_server.codecs.conform import (
+    conform_array,
+    convert,
     fits,
     records_to_array,
     require_equal_rows,
@@ -28,7 +33,10 @@ from byoc_server.codecs.conform import (
 )
 from byoc_server.codecs.walk import Label, shown
 from byoc_server.errors import InvalidPayload
-from byoc_server.types import Signature, Tensors, TensorSpec
+from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
+
+Column = Sequence[object] | Array
+"""All values of one input: one per record, or an array of them."""
 
 
 def tensors_from_records(
@@ -47,12 +55,12 @@ def tensors_from_records(
 
 
 def tensors_from_columns(
-    columns: Mapping[str, Sequence[object]], signature: Signature, options: DecodeOptions, labels: Mapping[str, Label]
+    columns: Mapping[str, Column], signature: Signature, options: DecodeOptions, labels: Mapping[str, Label]
 ) -> Tensors:
     """Turn record values by input name into tensors.
 
     Args:
-        columns: for every input of the model the list of its record values.
+        columns: for every input of the model the list of its record values, or an array of one record or more.
         signature: of the model. Without a batch axis each list has one value, of the whole graph shape.
         options: limits.
         labels: input name -> how its records are called.
@@ -60,9 +68,16 @@ def tensors_from_columns(
     budget = _DenseBudget(options.max_tensor_bytes)
     tensors: Tensors = {}
     for spec in signature.inputs:
-        label, shape = labels[spec.name], signature.record_shapes[spec.name]
-        values = [_plain_value(v, spec, shape, label, i, budget) for i, v in enumerate(columns[spec.name])]
-        array = records_to_array(values, spec, shape, label)
+        label, shape, column = labels[spec.name], signature.record_shapes[spec.name], columns[spec.name]
+        if isinstance(column, np.ndarray):
+            tensors[spec.name] = conform_array(column, spec, signature, label(0))
+            continue
+        values = [_plain_value(v, spec, shape, label, i, budget) for i, v in enumerate(column)]
+        array = _stacked(values, spec, shape) if np.ndarray in map(type, values) else None
+        if array is None:
+            array = _array_of_texts(values, spec, shape, label) if spec.dtype == STRING else None
+        if array is None:
+            array = records_to_array(values, spec, shape, label)
         if not signature.batched and len(array) != 1:
             raise InvalidPayload(
                 f"the model takes one record per request, got {len(array)}", expected="1 record", got=str(len(array))
@@ -135,10 +150,61 @@ class _DenseBudget:
 def _plain_value(
     value: object, spec: TensorSpec, shape: tuple[int | None, ...], label: Label, number: int, budget: _DenseBudget
 ) -> object:
-    """Resolve ``{"values": ...}`` and the sparse form to a plain nested value."""
-    if not isinstance(value, dict):
-        return value
-    where = label(number)
+    """Resolve ``{"values": ...}``, the sparse form and bytes to a plain nested value or an array."""
+    if isinstance(value, dict):
+        value = _value_of_object(value, spec, shape, label(number), budget)
+    if isinstance(value, bytes) and spec.dtype == np.uint8:
+        array = np.frombuffer(value, np.uint8)
+        lengths = [length for length in shape if length is not None]
+        is_this_shape = len(lengths) == len(shape) and array.size == math.prod(lengths)
+        return array.reshape(lengths) if is_this_shape else array
+    return value
+
+
+def _array_of_texts(
+    values: list[object], spec: TensorSpec, record_shape: tuple[int | None, ...], label: Label
+) -> Array | None:
+    """Strings as an array; ``None`` if there is something else among them, and then ``values`` holds no bytes."""
+    with suppress(InvalidPayload):  # bytes are rare: it is not worth looking for them before anything is wrong
+        return records_to_array(values, spec, record_shape, label)
+    values[:] = [_with_texts(value, len(record_shape), label, i) for i, value in enumerate(values)]
+    return None
+
+
+def _with_texts(value: object, rank: int, label: Label, number: int) -> object:
+    """Nested lists of ``rank`` axes, with strings in the place of bytes."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            where, got = label(number), f"byte {error.start} is 0x{value[error.start]:02x}"
+            raise InvalidPayload(
+                f"{where}: the bytes of a string are not UTF-8: {got}", field=where, expected="UTF-8", got=got
+            ) from None
+    if rank and isinstance(value, list) and not {bytes, list}.isdisjoint(map(type, value)):
+        return [_with_texts(item, rank - 1, label, number) for item in value]
+    return value
+
+
+def _stacked(values: list[object], spec: TensorSpec, record_shape: tuple[int | None, ...]) -> Array | None:
+    """Values of which some are arrays, as one array.
+
+    Returns:
+        The array, or ``None`` if they are not alike or do not fit; then ``values`` holds lists in the place of arrays.
+    """
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    alike = len(arrays) == len(values) and len({(a.dtype, a.shape) for a in arrays}) == 1
+    if alike and fits(arrays[0].shape, record_shape):
+        array = convert(np.stack(arrays), spec.dtype)
+        if array is not None:
+            return array
+    values[:] = [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
+    return None
+
+
+def _value_of_object(
+    value: Mapping[str, Any], spec: TensorSpec, shape: tuple[int | None, ...], where: str, budget: _DenseBudget
+) -> object:
     if not is_value_object(value):
         raise InvalidPayload(
             f"{where}: expected a value for input {spec.name!r}, got an object with the keys "

@@ -334,7 +334,7 @@ def test_a_header_of_python_2() -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"", "body is not an .npy file: it does not start with the bytes 93 4E 55 4D 50 59"),
+        (b"", "this is not an .npy file: it does not start with the bytes 93 4E 55 4D 50 59"),
         (b"\x93NUMP", "does not start with"),
         (b"[[1, 2]]", "does not start with"),
         (b"\x93NUMPY", "not an .npy file of version 1 or 2"),
@@ -342,10 +342,10 @@ def test_a_header_of_python_2() -> None:
         (b"\x93NUMPY\x02\x00\x00\x00\x00", "not an .npy file of version 1 or 2"),
         (forged("{}", version=3), "not an .npy file of version 1 or 2"),
         (forged("{}", version=0), "not an .npy file of version 1 or 2"),
-        (b"\x93NUMPY\x01\x00\xff\xff", "claims to end at byte 65545; the body has 10 bytes, the limit is 16384"),
+        (b"\x93NUMPY\x01\x00\xff\xff", "claims to end at byte 65545; the file has 10 bytes, the limit is 16384"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "claims to end at byte 4294967307"),
-        (saved(GRID)[:-1], "declares shape [2, 4] of int64, 64 bytes; the body has 63"),
-        (saved(GRID) + b"\0", "declares shape [2, 4] of int64, 64 bytes; the body has 65"),
+        (saved(GRID)[:-1], "declares shape [2, 4] of int64, 64 bytes; the file has 63"),
+        (saved(GRID) + b"\0", "declares shape [2, 4] of int64, 64 bytes; the file has 65"),
         (saved(GRID)[:100], "claims to end at byte 128"),
         (saved(np.zeros((0, 4))), "declares shape [0, 4] of float64, 0 bytes"),
     ],
@@ -408,3 +408,9 @@ def test_strings_that_would_lose_their_end_are_refused() -> None:
 def test_a_boolean_without_axes_is_still_an_array() -> None:
     received = decode(saved(np.array(True)), one(shape=(), batch_axis=ABSENT), OPTIONS)
     assert_same(received["x"], np.array(1, np.float32))
+
+
+def test_a_signalling_nan_is_a_nan() -> None:
+    signalling = np.frombuffer(struct.pack("<Q", 0x7FF0000000000001), np.float64).reshape(1, 1)
+    received = decode(saved(signalling), one(shape=(None, 1)), OPTIONS)
+    assert np.isnan(received["x"]).all()

@@ -1,0 +1,121 @@
+"""The request forms that JSON and MessagePack share: documents of objects, lists and values.
+
+For a model with one input (VALUE as in ``records``)::
+
+    {"instances": [RECORD, ...]}      {"inputs": VALUE or [VALUE, ...]}      {"features": VALUE or [VALUE, ...]}
+    [VALUE, ...]                      VALUE                                  {"data": {"features": ...}}
+
+and for any model, columns by input name, with or without the ``inputs`` around them::
+
+    {"inputs": {NAME: [VALUE, ...], ...}}
+
+A VALUE that has the rank of one record is one record; with one rank more it is a list of them. Other top-level keys
+(``signature_name``, ``configuration``) are ignored, as the servers those clients were written for do.
+
+Values are what the parser made of them, and two kinds that JSON has no word for: ``bytes``, and whole arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from byoc_server.codecs.base import DecodeOptions
+from byoc_server.codecs.conform import one_or_many, require_inputs
+from byoc_server.codecs.records import (
+    Column,
+    holds_common_features,
+    is_value_object,
+    tensors_from_columns,
+    tensors_from_records,
+)
+from byoc_server.codecs.walk import Label, shown
+from byoc_server.errors import InvalidPayload
+from byoc_server.types import Signature, Tensors, TensorSpec
+
+FORMS = "an object with 'instances', 'inputs' or 'features', or a list of records"
+
+
+def tensors_from_document(document: object, signature: Signature, options: DecodeOptions) -> Tensors:
+    """Turn a document of any of the forms into tensors.
+
+    Raises:
+        InvalidPayload: it is of none of the forms, or does not fit the model; the message names the place.
+    """
+    if isinstance(document, list):
+        return _values_or_records(document, signature, options, "body")
+    if not isinstance(document, dict):
+        if signature.sole_input is not None:
+            return _values_or_records(document, signature, options, "body")
+        raise InvalidPayload(f"expected {FORMS}, got {shown(document)}", expected=FORMS, got=shown(document))
+    names = [spec.name for spec in signature.inputs]
+    if signature.sole_input and holds_common_features(document):
+        return tensors_from_records([document], signature, options, lambda i: "body")
+    if "instances" in document and (signature.sole_input or "instances" not in names):
+        return _values_or_records(document["instances"], signature, options, "instances")
+    if all(name in document for name in names):
+        return _columns({name: document[name] for name in names}, signature, options, "")
+    if "inputs" in document:
+        inputs = document["inputs"]
+        if isinstance(inputs, dict) and ("values" not in inputs or "values" in names or not signature.sole_input):
+            require_inputs(list(inputs), signature, "inputs")
+            return _columns(inputs, signature, options, "inputs.")
+        return _values_or_records(inputs, signature, options, "inputs")
+    if "features" in document and signature.sole_input is not None:
+        return _values_or_records(document["features"], signature, options, "features")
+    if "data" in document or (signature.sole_input and is_value_object(document)):
+        return tensors_from_records([document], signature, options, lambda i: "body")
+    keys = ", ".join(shown(key) for key in list(document)[:5]) or "no keys"
+    inputs_text = ", ".join(spec.describe() for spec in signature.inputs)
+    raise InvalidPayload(
+        f"expected {FORMS}, got an object with {keys}; the model's inputs are {inputs_text}",
+        expected=FORMS,
+        got=f"an object with {keys}",
+    )
+
+
+def _values_or_records(value: object, signature: Signature, options: DecodeOptions, root: str) -> Tensors:
+    """Read a value, a list of values, or a list of record objects."""
+    sole = signature.sole_input
+    if isinstance(value, list) and (sole is None or dict in map(type, value)):
+        return tensors_from_records(value, signature, options, lambda i: f"{root}[{i}]")
+    if sole is None or isinstance(value, dict):
+        return tensors_from_records([value], signature, options, lambda i: root)
+    return _columns({sole.name: value}, signature, options, "", {sole.name: root})
+
+
+def _columns(
+    columns: dict[str, Any],
+    signature: Signature,
+    options: DecodeOptions,
+    prefix: str,
+    roots: dict[str, str] | None = None,
+) -> Tensors:
+    values, labels = {}, {}
+    for spec in signature.inputs:
+        root = roots[spec.name] if roots else f"{prefix}{spec.name}"
+        values[spec.name], labels[spec.name] = _column(columns[spec.name], spec, signature, root)
+    return tensors_from_columns(values, signature, options, labels)
+
+
+def _column(column: object, spec: TensorSpec, signature: Signature, root: str) -> tuple[Column, Label]:
+    """The record values of one input, and how they are called."""
+    if isinstance(column, np.ndarray):
+        return column, lambda i: root
+    if not signature.batched:
+        return [column], lambda i: root
+    if isinstance(column, list) and not _whole_records(spec).isdisjoint(map(type, column)):
+        return column, lambda i: f"{root}[{i}]"
+    records: tuple[Sequence[object], Label] = one_or_many(column, signature.record_shapes[spec.name], root)
+    return records
+
+
+_WHOLE_RECORDS = frozenset({dict, np.ndarray})
+_WHOLE_RECORDS_OF_BYTES = _WHOLE_RECORDS | {bytes}
+
+
+def _whole_records(spec: TensorSpec) -> frozenset[type]:
+    """Types that in a list each stand for one record, whatever its rank."""
+    return _WHOLE_RECORDS_OF_BYTES if spec.dtype == np.uint8 else _WHOLE_RECORDS
