@@ -22,7 +22,8 @@ AS_NOBODY = (
     sys.executable,
     "-c",
     # imported before root is given up, as another user may not be able to read the interpreter's own files
-    "import os, sys, byoc_server.cli.main, byoc_server.server.entrypoint, byoc_server.server.serve, encodings.idna;"
+    "import os, sys, byoc_server.cli.main, byoc_server.server.entrypoint, byoc_server.server.serve,"
+    "byoc_server.telemetry.logging, encodings.idna;"
     "byoc_server.cli.main.build_parser(); os.setuid(65534); sys.exit(byoc_server.cli.main.serve())",
 )
 ONE_OR_TWO = pytest.mark.parametrize("workers", ["1", "2"])

@@ -1,0 +1,1 @@
+"""Programs for image builds, and the health check; each stands alone and imports nothing of the package."""
