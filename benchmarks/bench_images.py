@@ -23,27 +23,24 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import socket
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from benchmarks.environment import ROOT
-from benchmarks.processes import Server
-from benchmarks.report import BenchmarkError, Goal, Report, Row, median_ratio, progress, run
-from tests.container.engine import PYTHON_IMAGE, Container, Engine, find_engine
+from benchmarks.processes import Server, answers_ping
+from benchmarks.report import BenchmarkError, Goal, Report, Row, in_turns, median_ratio, progress, run
+from tests.container.engine import PYTHON_IMAGE, Engine, find_engine
 from tests.server_process import free_port
 
 _MAX_CPU_IMAGE_MB, _MAX_START_RATIO, _MAX_RESIDENT_MB, _MAX_COMPAT_SHARE = 330.0, 1.5, 130.0, 0.05
 _ROUNDS, _QUICK_ROUNDS = 11, 1
 _START_TIMEOUT_S = 60.0
-_POLL_S = 0.002
-_PING = b"GET /ping HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 _MB = 1e6
 _ECHO = "echo_app.py"
 _ECHO_ARGUMENTS = ("--answer-bytes", "32", "--port")
@@ -101,7 +98,7 @@ def measure(quick: bool) -> Report:
         }
         sizes = {name: engine.inspect_image(kind.image)["Size"] / _MB for name, kind in kinds.items()}
         rounds = _QUICK_ROUNDS if quick else _ROUNDS
-        samples = _rounds({name: partial(_start, engine, kind) for name, kind in kinds.items()}, rounds)
+        samples = in_turns({name: partial(_start, engine, kind) for name, kind in kinds.items()}, rounds)
     rows = [_row(name, sizes[name], own) for name, own in samples.items()]
     ratio = _ratio(samples[_CPU], samples[_ECHO_IMAGE])
     shares = [start.compat_s / start.ready_s for start in samples[_GPU] if start.compat_s is not None]
@@ -147,49 +144,18 @@ def _images(engine: Engine) -> Iterator[tuple[str, str, str]]:
         yield images[0], images[1], images[2]
 
 
-def _rounds(starts: Mapping[str, Callable[[], _Start]], rounds: int) -> dict[str, list[_Start]]:
-    """Start everything once unmeasured, then in turns, each round beginning with another one."""
-    for start in starts.values():
-        start()
-    samples: dict[str, list[_Start]] = {name: [] for name in starts}
-    names = list(starts)
-    for number in range(rounds):
-        progress(f"round {number + 1} of {rounds}")
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            samples[name].append(starts[name]())
-    return samples
-
-
 def _start(engine: Engine, kind: _Kind) -> _Start:
     port = free_port()
     begin_s, options = time.time(), ["--network=host", *kind.options]
     with engine.running(kind.image, *kind.arguments, str(port), options=options) as container:
-        _wait_for_ping(port, container)
+        if not answers_ping(port, time.perf_counter() + _START_TIMEOUT_S):
+            raise BenchmarkError(f"the container did not become ready; its log:\n{container.log()[-2000:]}")
         ready_s = time.time()
         state = container.state()
         resident_bytes = Server(state["Pid"], port, 0.0, Path()).resident_bytes()
         lines = [line["elapsed_ms"] for line in container.events("cuda_compat") if "elapsed_ms" in line]
         compat_s = sum(lines) / 1e3 if lines else None
         return _Start(ready_s - begin_s, ready_s - clock_s(state["StartedAt"]), resident_bytes, compat_s)
-
-
-def _wait_for_ping(port: int, container: Container) -> None:
-    """Ping every 2 ms, on one connection, so that asking costs a starting server as little as possible."""
-    end_s = time.monotonic() + _START_TIMEOUT_S
-    with contextlib.ExitStack() as stack:
-        connection: socket.socket | None = None
-        while time.monotonic() < end_s:
-            try:
-                if connection is None:
-                    connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), _START_TIMEOUT_S))
-                connection.sendall(_PING)
-                if connection.recv(65536).startswith(b"HTTP/1.1 200 "):
-                    return
-            except OSError:
-                connection = None
-            time.sleep(_POLL_S)
-    raise BenchmarkError(f"the container did not become ready; its log:\n{container.log()[-2000:]}")
 
 
 def clock_s(text: str) -> float:

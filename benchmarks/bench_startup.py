@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from benchmarks.environment import ROOT
 from benchmarks.processes import ENVIRONMENT, byoc_command, echo_command, serving
-from benchmarks.report import Goal, Report, Row, progress, run
+from benchmarks.report import Goal, Report, Row, in_turns, run
 from byoc_server.models.repository import DEMO_MODEL
 
 _GOAL = 1.3
@@ -52,7 +52,7 @@ def measure(quick: bool) -> Report:
         "import onnxruntime": _import_onnxruntime,
     }
     rounds = _QUICK_ROUNDS if quick else _ROUNDS
-    samples = _rounds(starts, rounds)
+    samples = in_turns(starts, rounds)
     ours, echo, imports = samples.values()
     ratio = statistics.median(o.ready_s / (e.ready_s + i.ready_s) for o, e, i in zip(ours, echo, imports, strict=True))
     rows = [_row(name, own) for name, own in samples.items()]
@@ -65,20 +65,6 @@ def measure(quick: bool) -> Report:
             for group in zip(*samples.values(), strict=True)
         ],
     )
-
-
-def _rounds(starts: Mapping[str, Callable[[], _Start]], rounds: int) -> dict[str, list[_Start]]:
-    """Start everything once unmeasured, then in turns, each round beginning with another one."""
-    for start in starts.values():
-        start()
-    samples: dict[str, list[_Start]] = {name: [] for name in starts}
-    names = list(starts)
-    for number in range(rounds):
-        progress(f"round {number + 1} of {rounds}")
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            samples[name].append(starts[name]())
-    return samples
 
 
 def _start_server(command: Sequence[str]) -> _Start:

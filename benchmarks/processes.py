@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,9 @@ def serving(command: Sequence[str], cores: set[int]) -> Iterator[Server]:
         begin_s = time.perf_counter()
         process = _start([*command, "--port", str(port)], cores, log_path)
         try:
-            _wait_for_ping(process, port, begin_s + _START_TIMEOUT_S, log_path)
+            if not answers_ping(port, begin_s + _START_TIMEOUT_S, lambda: process.poll() is None):
+                state = "did not become ready" if process.poll() is None else f"ended with {process.returncode}"
+                raise BenchmarkError(f"the server {state}; the end of its log:\n{log_path.read_text()[-2000:]}")
             yield Server(process.pid, port, time.perf_counter() - begin_s, log_path)
         finally:
             _stop(process)
@@ -152,22 +154,27 @@ def _start(command: Sequence[str], cores: set[int], log_path: Path) -> subproces
         )
 
 
-def _wait_for_ping(process: subprocess.Popen[bytes], port: int, end_s: float, log_path: Path) -> None:
-    """Ping every 2 ms, on one connection, so that asking costs a starting server as little as possible."""
+def answers_ping(port: int, end_s: float, alive: Callable[[], bool] = lambda: True) -> bool:
+    """Ping until the answer is 200, every 2 ms, on one connection: asking must cost a starting server little.
+
+    Args:
+        port: on 127.0.0.1.
+        end_s: when to give up, by ``time.perf_counter``.
+        alive: whether there is still somebody to ask.
+    """
     with contextlib.ExitStack() as stack:
         connection: socket.socket | None = None
-        while time.perf_counter() < end_s and process.poll() is None:
+        while time.perf_counter() < end_s and alive():
             try:
                 if connection is None:
                     connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), _START_TIMEOUT_S))
                 connection.sendall(_PING)
                 if connection.recv(65536).startswith(b"HTTP/1.1 200 "):
-                    return
+                    return True
             except OSError:
                 connection = None
             time.sleep(_POLL_S)
-    state = "did not become ready" if process.poll() is None else f"ended with exit code {process.returncode}"
-    raise BenchmarkError(f"the server {state}; the end of its log:\n{log_path.read_text()[-2000:]}")
+    return False
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks import environment
 
 _RESULTS = Path(__file__).resolve().parent / "results"
 
 Row = Mapping[str, object]
+T = TypeVar("T")
 
 
 class BenchmarkError(Exception):
@@ -110,6 +112,20 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 def progress(text: str) -> None:
     """Tell whoever waits how far it is."""
     print(text, file=sys.stderr, flush=True)
+
+
+def in_turns(samplers: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Take every sample once unmeasured, then ``rounds`` times in turns, each round beginning with another one."""
+    for sample in samplers.values():
+        sample()
+    samples: dict[str, list[T]] = {name: [] for name in samplers}
+    names = list(samplers)
+    for number in range(rounds):
+        progress(f"round {number + 1} of {rounds}")
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            samples[name].append(samplers[name]())
+    return samples
 
 
 def _cell(value: object) -> str:
