@@ -5,6 +5,7 @@
     ByocError
     +-- RequestError                 the client's: 4xx, a retry of the same bytes cannot help
     |   +-- InvalidPayload           400  the body does not fit its media type or the model's inputs
+    |   |   +-- TensorsTooLarge      400  its tensors would be larger than allowed
     |   +-- NotFound                 404  no such route
     |   +-- MethodNotAllowed         405
     |   +-- NotAcceptable            406  nothing in Accept can be produced
@@ -76,6 +77,12 @@ class InvalidPayload(RequestError):
         """Name the place, what was expected and what came, as far as known."""
         details = {"field": field, "expected": expected, "got": got}
         super().__init__(message, **{key: value for key, value in details.items() if value is not None})
+
+
+class TensorsTooLarge(InvalidPayload):
+    """The tensors that the body stands for are larger than allowed; few bytes can declare many."""
+
+    code = "tensors_too_large"
 
 
 class NotFound(RequestError):

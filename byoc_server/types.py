@@ -14,6 +14,7 @@ graph has its batch axis fixed to some size; ``BatchAxis`` says how the two are 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,10 @@ def tensor_bytes(tensors: Tensors) -> int:
     return sum([array.nbytes for array in tensors.values()])
 
 
+_STRING_BYTES = 64
+"""Of a short ``str`` and the reference to it."""
+
+
 @dataclass(frozen=True)
 class Signature:
     """Inputs and outputs of one model and how its batch axis works.
@@ -111,6 +116,14 @@ class Signature:
     def record_shape_is_fixed(self) -> bool:
         """Whether every record of every request has the same shapes, so that any two can share a batch."""
         return all(None not in shape for shape in self.record_shapes.values())
+
+    @cached_property
+    def answer_record_bytes(self) -> int:
+        """Bytes that the answer to one record takes at least: open axes count as one long, a string as 64 bytes."""
+        shapes = [spec.shape[1:] if self.batched else spec.shape for spec in self.outputs]
+        sizes = [_STRING_BYTES if spec.dtype == STRING else spec.dtype.itemsize for spec in self.outputs]
+        lengths = [math.prod(1 if d is None else d for d in shape) for shape in shapes]
+        return sum(length * size for length, size in zip(lengths, sizes, strict=True))
 
     def row_count(self, tensors: Tensors) -> int:
         """Number of records in ``tensors``: the length N of axis 0, or 1 for a model without a batch axis."""

@@ -57,6 +57,7 @@ def read_stream(stream: Any, signature: Signature, options: DecodeOptions) -> Te
 
     Raises:
         InvalidPayload: the stream does not hold what it declares, or does not fit the model.
+        TensorsTooLarge: its tensors would be larger than ``options`` allow.
     """
     try:
         with pa.ipc.open_stream(stream, options=_READ_OPTIONS) as reader:

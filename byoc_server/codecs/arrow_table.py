@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from byoc_server.codecs.conform import conform_array, convert, require_equal_rows, require_inputs, shape_text
 from byoc_server.codecs.walk import shown
-from byoc_server.errors import InvalidPayload, NotAcceptable
+from byoc_server.errors import InvalidPayload, NotAcceptable, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 
 _NUMPY_DTYPES: dict[int, np.dtype[Any]] = {
@@ -42,8 +42,11 @@ _FIXED_LIST, _LIST, _LARGE_LIST = pa.list_(pa.int8(), 1).id, pa.list_(pa.int8())
 _LISTS = {_FIXED_LIST, _LIST, _LARGE_LIST}
 _STRINGS = {pa.string().id, pa.large_string().id, pa.string_view().id}
 _BINARIES = {pa.binary().id, pa.large_binary().id, pa.binary_view().id, _FIXED_BYTES}
+_TEXTS = _STRINGS | _BINARIES
 _VIEWS = {pa.string_view().id, pa.binary_view().id}
-_LEAVES = {*_NUMPY_DTYPES, _BOOL, _NULL, _DICTIONARY, *_STRINGS, *_BINARIES}
+_LEAVES = {*_NUMPY_DTYPES, _BOOL, _NULL, _DICTIONARY, *_TEXTS}
+_STRING_BYTES = 56
+"""What a short ``str`` takes; its place in the array, 8 bytes, is counted with the array."""
 _MAX_FREE_VALUES = 100_000
 """Nulls and binaries of length zero: the sender declares any number of them for nothing."""
 _READABLE = "numbers, booleans, strings, or lists of them"
@@ -130,6 +133,7 @@ def tensors_from_batch(table: Any, signature: Signature, max_tensor_bytes: int) 
 
     Raises:
         InvalidPayload: naming the column, and the row where it is one row's fault. Rows count from 0.
+        TensorsTooLarge: they would take more.
     """
     names = table.schema.names
     sole = signature.sole_input
@@ -150,11 +154,11 @@ class _Budget:
     def __init__(self, limit_bytes: int) -> None:
         self._limit = self._left = limit_bytes
 
-    def take(self, shape: Sequence[int], spec: TensorSpec, where: str) -> None:
-        """Count one tensor, before it is built."""
-        self._left -= math.prod(shape) * spec.dtype.itemsize
+    def take(self, shape: Sequence[int], item_bytes: int, where: str) -> None:
+        """Count values of ``shape``, before they are built."""
+        self._left -= math.prod(shape) * item_bytes
         if self._left < 0:
-            raise InvalidPayload(
+            raise TensorsTooLarge(
                 f"{where}: the tensors of this request take more than {self._limit} bytes",
                 field=where,
                 expected=f"at most {self._limit} bytes",
@@ -180,22 +184,20 @@ def _without_rows(array: Array, shape: tuple[int | None, ...]) -> Array:
 def _side_by_side(table: Any, spec: TensorSpec, signature: Signature, budget: _Budget) -> Array:
     """Read columns of single values, shape (rows, columns), and bring them to the shape of the input."""
     shape, rows, names = signature.record_shapes[spec.name], table.num_rows, table.schema.names
-    budget.take((rows, len(names)), spec, "columns")
+    budget.take((rows, len(names)), spec.dtype.itemsize, "columns")
     array = _uniform(table, spec)
     if array is None:
         array = np.empty((rows, len(names)), spec.dtype)
-        unlimited = _Budget(array.nbytes)
         for number, (name, column) in enumerate(zip(names, table.columns, strict=True)):
             where = f"column {shown(name)}"
-            values = _read_column(column, spec, where, unlimited)
-            if values.ndim != 1:
+            if column.type.id not in _LEAVES:
                 raise InvalidPayload(
                     f"{where}: expected single values, as there are {len(names)} columns, got lists",
                     field=where,
                     expected="single values",
                     got="lists",
                 )
-            array[:, number] = values
+            array[:, number] = _read_leaf(column, spec, (rows,), where, budget)
     if not signature.batched:
         if rows == 1 and math.prod(d or 1 for d in shape) == len(names) and None not in shape:
             return array.reshape(cast(tuple[int, ...], shape))
@@ -228,15 +230,28 @@ def _read_column(values: Any, spec: TensorSpec, where: str, budget: _Budget) -> 
             raise InvalidPayload(f"{where}: lists are nested too deep", field=where)
     if 0 in shape:
         raise InvalidPayload(f"{where}: the lists are empty", field=where, expected="at least one value", got="none")
-    budget.take(shape, spec, where)
+    budget.take(shape, spec.dtype.itemsize, where)
+    array = _read_leaf(values, spec, shape, where, budget)
+    return array.reshape(shape) if len(shape) > 1 else array
+
+
+def _read_leaf(values: Any, spec: TensorSpec, shape: Sequence[int], where: str, budget: _Budget) -> Array:
+    """Read an array without lists, whose places ``budget`` has counted, into a flat array of ``spec.dtype``."""
+    items = values.dictionary if values.type.id == _DICTIONARY else values
+    kind = items.type
+    if kind.id not in _LEAVES or (kind.id == _DICTIONARY and items is not values):
+        raise _unreadable(values.type, where)
+    if (kind.id in _TEXTS) != (spec.dtype == STRING) and kind.id != _NULL:  # seen before millions of strings are made
+        raise _misfit_of_kind(values, kind, spec, shape, where)
+    if spec.dtype == STRING:
+        budget.take((len(items),), _STRING_BYTES, where)
     array, missing = _leaf_values(values, where)
     if missing is not None:
         array = _with_nan(array, missing, spec, shape, where)
     converted = array if array.dtype == spec.dtype == STRING else convert(array, spec.dtype)
     if converted is None:
         raise _misfit(array, spec, shape, where)
-    converted = converted if converted.flags.aligned else converted.copy()
-    return converted.reshape(shape) if len(shape) > 1 else converted
+    return converted if converted.flags.aligned else converted.copy()
 
 
 def _unwrap(values: Any, shape: Sequence[int], where: str) -> tuple[Any, Sequence[int]]:
@@ -321,8 +336,6 @@ def _leaf_values(values: Any, where: str) -> tuple[Array, Array | None]:
 
 
 def _dictionary_values(values: Any, missing: Array | None, where: str) -> tuple[Array, Array | None]:
-    if values.type.value_type.id not in _LEAVES - {_DICTIONARY}:
-        raise _unreadable(values.type, where)
     indices, _ = _leaf_values(values.indices, where)
     items, missing_items = _leaf_values(values.dictionary, where)
     if len(items) == 0:  # then all are missing
@@ -380,9 +393,19 @@ def _misfit(array: Array, spec: TensorSpec, shape: Sequence[int], where: str) ->
             high = middle
         else:
             low = middle
-    place = f"{where}, {_place(low, shape)}"
-    value = array[low : low + 1].tolist()[0]
-    came = "string" if array.dtype == STRING else array.dtype.name
+    return _inconvertible(array[low : low + 1].tolist()[0], array.dtype, spec, f"{where}, {_place(low, shape)}")
+
+
+def _misfit_of_kind(values: Any, kind: Any, spec: TensorSpec, shape: Sequence[int], where: str) -> InvalidPayload:
+    """Name the first value of a column of strings that are to be numbers, or of numbers that are to be strings."""
+    missing = _missing_in(values)
+    index = 0 if missing is None else int(np.argmin(missing))
+    dtype = STRING if kind.id in _TEXTS else np.dtype(kind.to_pandas_dtype())
+    return _inconvertible(values[index].as_py(), dtype, spec, f"{where}, {_place(index, shape)}")
+
+
+def _inconvertible(value: object, dtype: np.dtype[Any], spec: TensorSpec, place: str) -> InvalidPayload:
+    came = "string" if dtype == STRING else dtype.name
     return InvalidPayload(
         f"{place}: {shown(value)} ({came}) does not convert to {spec.dtype_name} without changing values",
         field=place,

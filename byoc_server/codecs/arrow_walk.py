@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from byoc_server.codecs.walk import shown
-from byoc_server.errors import InvalidPayload
+from byoc_server.errors import InvalidPayload, TensorsTooLarge
 
 _CONTINUATION = 0xFFFFFFFF
 _SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
@@ -78,6 +78,7 @@ def check_stream(body: bytes, start: int, end: int, max_bytes: int) -> int | Non
 
     Raises:
         InvalidPayload: naming the byte where the message begins.
+        TensorsTooLarge: compressed buffers declare more, or dictionaries are gone through too often.
     """
     walk = _Walk(body, max_bytes)
     position, stream_end = start, None
@@ -136,7 +137,7 @@ def _check_message(walk: _Walk, start: int, size: int, end: int) -> int:
         _check_batch(walk, header, body_start, body_bytes)
         walk.dictionary_work_bytes += sum(walk.dictionary_bytes.get(i, 0) for i in walk.dictionary_ids)
         if walk.dictionary_work_bytes > walk.max_bytes:
-            raise InvalidPayload("too many record batches for dictionaries of this size; send fewer, larger batches")
+            raise TensorsTooLarge("too many record batches for dictionaries of this size; send fewer, larger batches")
     elif kind == _DICTIONARY_BATCH:
         batch = header.table(1)
         if batch is None:
@@ -168,7 +169,7 @@ def _check_batch(walk: _Walk, batch: _Table, body_start: int, body_bytes: int) -
         total += max(size, 0)
     walk.unpacked_bytes += total
     if walk.unpacked_bytes > walk.max_bytes:
-        raise InvalidPayload(
+        raise TensorsTooLarge(
             f"the compressed buffers declare {walk.unpacked_bytes} bytes, the limit is {walk.max_bytes}",
             expected=f"at most {walk.max_bytes} bytes",
             got=f"{walk.unpacked_bytes} bytes",

@@ -73,6 +73,14 @@ class Codec(Protocol):
         ...
 
 
+class BrokenLibraryError(Exception):
+    """A library that a codec is built on is installed and cannot be imported."""
+
+
+_broken: set[str] = set()
+"""Such libraries, once it has been found out."""
+
+
 @dataclass(frozen=True, slots=True)
 class CodecEntry:
     """One row of the table.
@@ -84,6 +92,7 @@ class CodecEntry:
         inline_bytes: bodies up to this size are decoded and encoded on the event loop: about a millisecond's work.
             Larger ones go to a thread so that pings are not kept waiting.
         answers: whether answers can be written in it.
+        sole_output: whether it can carry the one output of a model only.
         library: module of an optional package that it is built on; empty if it needs none. Such a codec is loaded when
             it is first asked for, the others at start.
         extra: the extra of this package that installs the library.
@@ -94,17 +103,30 @@ class CodecEntry:
     aliases: tuple[str, ...] = ()
     inline_bytes: int = 64 * 1024
     answers: bool = True
+    sole_output: bool = False
     library: str = ""
     extra: str = ""
 
     @property
     def installed(self) -> bool:
         """Whether what it is built on is there."""
-        return not self.library or _can_import(self.library)
+        return not self.library or (self.library not in _broken and _can_import(self.library))
 
     def load(self) -> Codec:
-        """Import the codec."""
-        return cast(Codec, importlib.import_module(self.module))
+        """Import the codec.
+
+        Raises:
+            BrokenLibraryError: its library is there and cannot be imported; the codec is not ``installed`` any more.
+        """
+        try:
+            return cast(Codec, importlib.import_module(self.module))
+        except ImportError as error:
+            if not self.library:
+                raise
+            _broken.add(self.library)
+            request_codecs.cache_clear()
+            answer_codecs.cache_clear()
+            raise BrokenLibraryError(f"{self.media_type} is not served: {self.library} cannot be imported") from error
 
 
 CODECS: tuple[CodecEntry, ...] = (
@@ -116,7 +138,9 @@ CODECS: tuple[CodecEntry, ...] = (
     CodecEntry("application/x-npy", "byoc_server.codecs.npy", inline_bytes=1024 * 1024),
     # a few kilobytes can inflate to as many megabytes
     CodecEntry("application/x-npz", "byoc_server.codecs.npz", inline_bytes=4 * 1024),
-    CodecEntry("application/octet-stream", "byoc_server.codecs.octet_stream", inline_bytes=1024 * 1024),
+    CodecEntry(
+        "application/octet-stream", "byoc_server.codecs.octet_stream", inline_bytes=1024 * 1024, sole_output=True
+    ),
     CodecEntry("text/libsvm", "byoc_server.codecs.libsvm", ("text/x-libsvm",), answers=False),
     CodecEntry(
         "application/msgpack",

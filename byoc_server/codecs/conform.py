@@ -126,8 +126,9 @@ def _fits_integer(array: Array, dtype: np.dtype[np.generic]) -> bool:
     low, high = numbers.min(), numbers.max()
     if array.dtype.kind == "f":
         low, high = float(low), float(high)
-        # A float holds integers exactly only below 2^53; from there on the sender's number may have been another one.
-        exact = min(info.max, 2**53 - 1)
+        # A float64 holds integers exactly only below 2^53, smaller floats below less; from there on the sender's number
+        # may have been another one.
+        exact = min(info.max, 2 ** (np.finfo(cast(Any, array.dtype)).nmant + 1) - 1)
         return max(info.min, -exact) <= low and high <= exact and bool((numbers == np.floor(numbers)).all())
     return int(low) >= info.min and int(high) <= info.max
 

@@ -21,7 +21,7 @@ from byoc_server.codecs.base import DecodeOptions
 from byoc_server.codecs.conform import convert, fits, shape_text
 from byoc_server.codecs.protobuf_wire import LENGTH, VARINT, Packed, count_varints, decode_varints, has_long_varint
 from byoc_server.codecs.walk import checked_leaf, shown
-from byoc_server.errors import InvalidPayload
+from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 
 _RUN_KEY_BYTES = 256 * 1024
@@ -349,7 +349,7 @@ def tensors_from_columns(columns: Mapping[str, Column], signature: Signature, op
                 got=f"{column.rows} records",
             )
     if size > options.max_tensor_bytes:
-        raise InvalidPayload(
+        raise TensorsTooLarge(
             f"the tensors of this request would take more than {options.max_tensor_bytes} bytes",
             expected=f"at most {options.max_tensor_bytes} bytes",
             got=f"{size} bytes" if size < 2**63 else "more than there can be",

@@ -26,7 +26,7 @@ from byoc_server.codecs.base import DecodeOptions
 from byoc_server.codecs.conform import conform_array, convert
 from byoc_server.codecs.lines import body_lines
 from byoc_server.codecs.walk import checked_leaf, shown
-from byoc_server.errors import InvalidPayload
+from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 
 _PLAIN_NUMBERS = b"0123456789+-.eE: \t\n"
@@ -233,7 +233,7 @@ def _tensors(
     _check_indices(entries, sum(widths))
     size = rows * sum(w * spec.dtype.itemsize for w, spec in zip(widths, signature.inputs, strict=True))
     if size > options.max_tensor_bytes:
-        raise InvalidPayload(
+        raise TensorsTooLarge(
             f"{rows} records of {sum(widths)} columns are too large when dense",
             field="body",
             expected=f"at most {options.max_tensor_bytes} bytes",

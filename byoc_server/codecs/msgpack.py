@@ -27,7 +27,7 @@ from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.conform import convert
 from byoc_server.codecs.documents import FORMS, tensors_from_document
 from byoc_server.codecs.walk import shown
-from byoc_server.errors import InvalidPayload
+from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 
 _PREDICTIONS: bytes = b"\x81" + msgpack.packb("predictions")
@@ -36,6 +36,12 @@ _FLOATS: Mapping[int, np.dtype[Any]] = {0xCA: np.dtype(">f4"), 0xCB: np.dtype(">
 """Marker -> what follows it."""
 _FEW = 200
 """Up to here it costs less to write floats one by one."""
+_CONTAINERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
+"""The bytes that lists and maps start with; others may look like them."""
+_CONTAINER_BYTES = 64
+"""What Python takes for a list of no items and the reference to it, with the collector's share."""
+_MAX_GROWTH = 32
+_FREE_BYTES = 1024 * 1024
 _MAX_RANK = 32
 """More than any operator takes; NumPy stops at 64."""
 
@@ -101,6 +107,10 @@ def _document(body: bytes) -> object:
 
     All of it is skipped over first, which takes no memory: from then on every list is known to have as many items as
     its header says. Without that, headers of a few bytes, one in the other, could each ask for a large list.
+
+    Raises:
+        InvalidPayload: it is not one MessagePack value, or holds what is not taken.
+        TensorsTooLarge: so many lists or maps for its length that they would take a multiple of it.
     """
     if not body:
         raise InvalidPayload("body is empty", field="body", expected=FORMS, got="nothing")
@@ -119,12 +129,46 @@ def _document(body: bytes) -> object:
     if end < len(body):
         raise _invalid(f"{len(body) - end} bytes follow the document", f"byte {end}")
     try:
-        return cast(object, msgpack.unpackb(body, object_pairs_hook=_object, ext_hook=_extension))
+        return cast(object, msgpack.unpackb(body, ext_hook=_extension, **_container_hooks(body)))
     except UnicodeDecodeError as error:
         reason = f"a string is not UTF-8: byte {error.start} of it is 0x{error.object[error.start]:02x}"
     except ValueError as error:
         reason = str(error)  # the text alone: the error leads to this frame, and the frame to the body
     raise _invalid(reason, "body")
+
+
+def _container_hooks(body: bytes) -> dict[str, Any]:
+    """What the parser is to call for lists and maps: they are counted where there may be too many of them.
+
+    A list of no items is one byte of the body and a hundred of memory, and to take a million of them keeps the
+    interpreter busy for a second.
+    """
+    most = (_MAX_GROWTH * len(body) + _FREE_BYTES) // _CONTAINER_BYTES
+    if len(body) - len(body.translate(None, _CONTAINERS)) <= most:
+        return {"object_pairs_hook": _object}
+    left = most
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise TensorsTooLarge(
+                f"body holds more than {most} lists and maps in {len(body)} bytes: send longer rows as lists of "
+                "floats, or arrays in the form of msgpack-numpy ('nd')",
+                field="body",
+                expected=f"at most {most} lists and maps",
+                got="more",
+            )
+
+    def counted_list(items: list[object]) -> list[object]:
+        count()
+        return items
+
+    def counted_map(pairs: Sequence[tuple[str | bytes, Any]]) -> object:
+        count()
+        return _object(pairs)
+
+    return {"list_hook": counted_list, "object_pairs_hook": counted_map}
 
 
 def _invalid(reason: str, place: str) -> InvalidPayload:

@@ -27,7 +27,7 @@ from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.conform import conform_array, convert, require_equal_rows, require_inputs
 from byoc_server.codecs.npy import file_header, read_array, storable
 from byoc_server.codecs.walk import shown
-from byoc_server.errors import InvalidPayload, NotAcceptable
+from byoc_server.errors import InvalidPayload, NotAcceptable, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 
 # Records of an archive; x stands for a byte that does not matter here: versions, times, attributes.
@@ -83,7 +83,7 @@ def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors
     members = _read_directory(body, len(signature.inputs) + _SPARE_MEMBERS)
     inflated_bytes = sum([member.plain_bytes for member in members.values() if member.deflated])
     if inflated_bytes > options.max_tensor_bytes:
-        raise InvalidPayload(
+        raise TensorsTooLarge(
             f"the members of the archive inflate to {inflated_bytes} bytes, more than {options.max_tensor_bytes}",
             expected=f"at most {options.max_tensor_bytes} bytes",
             got=f"{inflated_bytes} bytes",
@@ -109,7 +109,7 @@ def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors
 
 
 def _refuse_size(place: str, limit_bytes: int) -> NoReturn:
-    raise InvalidPayload(
+    raise TensorsTooLarge(
         f"{place}: the tensors of this request take more than {limit_bytes} bytes",
         field=place,
         expected=f"at most {limit_bytes} bytes",

@@ -20,7 +20,7 @@ from byoc_server.codecs.arrow_table import (
 from byoc_server.codecs.arrow_walk import first_line
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.parquet_walk import check_file
-from byoc_server.errors import InvalidPayload
+from byoc_server.errors import InvalidPayload, NotAcceptable
 from byoc_server.types import Signature, Tensors
 
 _STRING_LIMIT_BYTES = 1024 * 1024
@@ -56,7 +56,18 @@ def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors
 
 
 def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
-    """Write one row group with a column per output. See ``Codec.encode``."""
+    """Write one row group with a column per output. See ``Codec.encode``.
+
+    Raises:
+        NotAcceptable: also for records without values, as Parquet has no fixed-size lists and pyarrow does not read
+            back what it writes for those of length 0.
+    """
+    for spec in signature.outputs:
+        if 0 in tensors[spec.name].shape[1 if signature.batched else 0 :]:
+            raise NotAcceptable(
+                f"application/x-parquet cannot carry output {spec.name!r}, whose records are empty",
+                accepted=["application/json"],
+            )
     batch = batch_from_tensors(tensors, signature, "application/x-parquet")
     sink = pa.BufferOutputStream()
     with parquet.ParquetWriter(

@@ -19,7 +19,7 @@ from typing import Any
 
 from byoc_server.codecs.arrow_walk import check_stream, first_line
 from byoc_server.codecs.walk import shown
-from byoc_server.errors import InvalidPayload
+from byoc_server.errors import InvalidPayload, TensorsTooLarge
 
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8
@@ -31,12 +31,17 @@ _VALUE_BYTES = {0: 1, 1: 4, 2: 8, 4: 4, 5: 8, 6: 4, 7: 2}
 _BYTE_ARRAY, _FIXED_BYTES = 6, 7
 _LEVEL_BYTES = 4
 _DICTIONARY_VALUE_BYTES = 16
+_STRING_BYTES = 64
+"""What a short string takes, of a dictionary page or of a plain one, once it is a ``str`` with a place in an array."""
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
+_PLAIN = 0
 _READ_ENCODINGS = frozenset((0, 2, 3, 5, 8, 9))
 """PLAIN, PLAIN_DICTIONARY, RLE, DELTA_BINARY_PACKED, RLE_DICTIONARY, BYTE_STREAM_SPLIT."""
 _DELTA_STRINGS = {6: "DELTA_LENGTH_BYTE_ARRAY", 7: "DELTA_BYTE_ARRAY"}
 """A value may repeat the one before, so that a page grows to the square of its size."""
 _I8, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = 3, 4, 5, 6, 7, 8, 9, 12
+_FLOAT16 = 15 << 4 | _STRUCT
+"""The field of a ``LogicalType`` that makes two fixed bytes a number."""
 _BITS = {_I16: 16, _I32: 32, _I64: 64}
 
 _Layout = Mapping[int, "tuple[int, _Layout]"]
@@ -71,7 +76,8 @@ def check_file(body: bytes, max_bytes: int) -> list[int]:
         The numbers of the columns of strings, or lists of them, in the order of their leaves.
 
     Raises:
-        InvalidPayload: no Parquet file, too much of anything, types that are not read, headers that disagree.
+        InvalidPayload: no Parquet file, too many headers, types that are not read, headers that disagree.
+        TensorsTooLarge: the pages unpack to more.
     """
     start, end = _footer_place(body)
     walk = _Walk(body, max_bytes)
@@ -131,7 +137,8 @@ def _leaf_kinds(elements: Sequence[_Struct]) -> list[int]:
         if element.get(5 << 4 | _I32, 0) or kind is None:
             continue
         name = shown(element.get(4 << 4 | _BINARY, b"").decode(errors="replace"))
-        if kind not in _VALUE_BYTES or (kind == _FIXED_BYTES and element.get(2 << 4 | _I32) != 2):
+        float16 = element.get(2 << 4 | _I32) == 2 and _FLOAT16 in element.get(10 << 4 | _STRUCT, ())
+        if kind not in _VALUE_BYTES or (kind == _FIXED_BYTES and not float16):
             raise InvalidPayload(
                 f"column {name} holds 96-bit times, decimals or fixed-size binary, which are not read; "
                 "cast it to numbers, booleans or strings",
@@ -172,7 +179,7 @@ class _Walk:
             if start >= end:
                 raise InvalidPayload(f"{name}: {values} of its values are in no page", field=name)
             try:
-                start, seen = self._check_page(start, end, name)
+                start, seen = self._check_page(start, end, kind, name)
             except (_Malformed, IndexError) as error:
                 raise InvalidPayload(
                     f"{name}: the page at byte {start} cannot be read: {first_line(error)}", field=f"byte {start}"
@@ -181,7 +188,7 @@ class _Walk:
         if values < 0:
             raise InvalidPayload(f"{name}: its pages hold more values than the footer declares", field=name)
 
-    def _check_page(self, start: int, end: int, name: str) -> tuple[int, int]:
+    def _check_page(self, start: int, end: int, column_kind: int, name: str) -> tuple[int, int]:
         """Check one page; return where it ends and how many values it adds."""
         header, data_start = self.read_struct(start, _FLAT, _MAX_DEPTH)
         kind, unpacked, packed = (_number(header, field, _I32) for field in (1, 2, 3))
@@ -201,9 +208,10 @@ class _Walk:
         if values < 0 or encoding not in _READ_ENCODINGS:
             raise _Malformed(f"it declares {values} values in encoding {encoding}")
         if kind == _DICTIONARY_PAGE:
-            self._take(values * _DICTIONARY_VALUE_BYTES, unpacked, name)
+            item_bytes = _STRING_BYTES if column_kind == _BYTE_ARRAY else _DICTIONARY_VALUE_BYTES
+            self._take(values * item_bytes, unpacked, name)
             return data_start + packed, 0
-        self._take(0, unpacked, name)
+        self._take(values * _STRING_BYTES if column_kind == _BYTE_ARRAY and encoding == _PLAIN else 0, unpacked, name)
         return data_start + packed, values
 
     def _take(self, value_bytes: int, unpacked_bytes: int, name: str) -> None:
@@ -211,7 +219,7 @@ class _Walk:
         self._unpacked_bytes += unpacked_bytes
         largest = max(self._value_bytes, self._unpacked_bytes)
         if largest > self._max_bytes:
-            raise InvalidPayload(
+            raise TensorsTooLarge(
                 f"{name}: the file unpacks to {largest} bytes or more, the limit is {self._max_bytes}",
                 field=name,
                 expected=f"at most {self._max_bytes} bytes",

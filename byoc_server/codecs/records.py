@@ -31,9 +31,12 @@ from byoc_server.codecs.conform import (
     require_inputs,
     shape_text,
 )
-from byoc_server.codecs.walk import Label, shown
-from byoc_server.errors import InvalidPayload
+from byoc_server.codecs.walk import Label, checked_leaf, shown
+from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
+
+_PART = 4096
+"""So many items of an array are looked at one by one where the array as a whole does not convert."""
 
 Column = Sequence[object] | Array
 """All values of one input: one per record, or an array of them."""
@@ -64,6 +67,10 @@ def tensors_from_columns(
         signature: of the model. Without a batch axis each list has one value, of the whole graph shape.
         options: limits.
         labels: input name -> how its records are called.
+
+    Raises:
+        InvalidPayload: naming the first value that does not fit.
+        TensorsTooLarge: the sparse records of all inputs together are over the limit when dense.
     """
     budget = _DenseBudget(options.max_tensor_bytes)
     tensors: Tensors = {}
@@ -73,11 +80,7 @@ def tensors_from_columns(
             tensors[spec.name] = conform_array(column, spec, signature, label(0))
             continue
         values = [_plain_value(v, spec, shape, label, i, budget) for i, v in enumerate(column)]
-        array = _stacked(values, spec, shape) if np.ndarray in map(type, values) else None
-        if array is None:
-            array = _array_of_texts(values, spec, shape, label) if spec.dtype == STRING else None
-        if array is None:
-            array = records_to_array(values, spec, shape, label)
+        array = (_stacked if np.ndarray in map(type, values) else _array_of_lists)(values, spec, shape, label)
         if not signature.batched and len(array) != 1:
             raise InvalidPayload(
                 f"the model takes one record per request, got {len(array)}", expected="1 record", got=str(len(array))
@@ -144,7 +147,7 @@ class _DenseBudget:
     def take(self, size: int, where: str) -> None:
         self.left -= size
         if self.left < 0:
-            raise InvalidPayload(f"{where}: the sparse records of this request are too large when dense", field=where)
+            raise TensorsTooLarge(f"{where}: the sparse records of this request are too large when dense", field=where)
 
 
 def _plain_value(
@@ -161,14 +164,15 @@ def _plain_value(
     return value
 
 
-def _array_of_texts(
+def _array_of_lists(
     values: list[object], spec: TensorSpec, record_shape: tuple[int | None, ...], label: Label
-) -> Array | None:
-    """Strings as an array; ``None`` if there is something else among them, and then ``values`` holds no bytes."""
-    with suppress(InvalidPayload):  # bytes are rare: it is not worth looking for them before anything is wrong
-        return records_to_array(values, spec, record_shape, label)
-    values[:] = [_with_texts(value, len(record_shape), label, i) for i, value in enumerate(values)]
-    return None
+) -> Array:
+    """Values without arrays among them as one array; bytes of strings are read."""
+    if spec.dtype == STRING:
+        with suppress(InvalidPayload):  # bytes are rare: it is not worth looking for them before anything is wrong
+            return records_to_array(values, spec, record_shape, label)
+        values = [_with_texts(value, len(record_shape), label, i) for i, value in enumerate(values)]
+    return records_to_array(values, spec, record_shape, label)
 
 
 def _with_texts(value: object, rank: int, label: Label, number: int) -> object:
@@ -186,20 +190,79 @@ def _with_texts(value: object, rank: int, label: Label, number: int) -> object:
     return value
 
 
-def _stacked(values: list[object], spec: TensorSpec, record_shape: tuple[int | None, ...]) -> Array | None:
+def _stacked(values: list[object], spec: TensorSpec, record_shape: tuple[int | None, ...], label: Label) -> Array:
     """Values of which some are arrays, as one array.
 
-    Returns:
-        The array, or ``None`` if they are not alike or do not fit; then ``values`` holds lists in the place of arrays.
+    Arrays never become lists on the way: they may be large where the body is small.
     """
-    arrays = [value for value in values if isinstance(value, np.ndarray)]
-    alike = len(arrays) == len(values) and len({(a.dtype, a.shape) for a in arrays}) == 1
-    if alike and fits(arrays[0].shape, record_shape):
-        array = convert(np.stack(arrays), spec.dtype)
+    others = [i for i, value in enumerate(values) if not isinstance(value, np.ndarray)]
+    arrays = cast(list[Array], values)
+    if not others and len({(a.dtype, a.shape) for a in arrays}) == 1 and fits(arrays[0].shape, record_shape):
+        is_usable = len(arrays) == 1 and arrays[0].flags.aligned
+        array = _converted(arrays[0][np.newaxis] if is_usable else np.stack(arrays), spec)
         if array is not None:
             return array
-    values[:] = [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
-    return None
+    shape, rows = record_shape, None
+    if others[:1] != [0]:  # the first record gives the lengths of open axes
+        shape = _require_shape(arrays[0], spec, shape, label(0))
+    if others:
+        rows = _array_of_lists([values[i] for i in others], spec, shape, lambda i: label(others[i]))
+        shape = rows.shape[1:]
+    numbered = [(i, value) for i, value in enumerate(values) if isinstance(value, np.ndarray)]
+    for i, value in numbered:  # all of them before memory is taken: a small one would get the room of a large one
+        _require_shape(value, spec, shape, label(i))
+    array = np.empty((len(values), *cast(tuple[int, ...], shape)), spec.dtype)
+    if rows is not None:
+        array[others] = rows
+    for i, value in numbered:
+        array[i] = _item_by_item(value, spec, label(i))
+    return array
+
+
+def _require_shape(array: Array, spec: TensorSpec, shape: tuple[int | None, ...], where: str) -> tuple[int, ...]:
+    if not fits(array.shape, shape):
+        expected, got = shape_text(shape), shape_text(array.shape)
+        raise InvalidPayload(
+            f"{where}: expected shape {expected} for input {spec.name!r}, got {got}",
+            field=where,
+            expected=expected,
+            got=got,
+        )
+    return array.shape
+
+
+def _converted(array: Array, spec: TensorSpec) -> Array | None:
+    """As ``convert``, without a look at the values where there is nothing to convert.
+
+    Bytes of booleans come from outside and may hold other values than 0 and 1; arrays of objects are made here and
+    hold strings.
+    """
+    return array if array.dtype == spec.dtype and array.dtype.kind != "b" else convert(array, spec.dtype)
+
+
+def _item_by_item(value: Array, spec: TensorSpec, where: str) -> Array:
+    """Convert an array; where it does not as a whole, find the culprit or take its items as those of a list."""
+    array = _converted(value, spec)
+    if array is not None:
+        return array
+    items, array = value.ravel(), np.empty(value.size, spec.dtype)
+    for start in range(0, items.size, _PART):
+        part = _converted(items[start : start + _PART], spec)
+        if part is None:
+            numbered = enumerate(items[start : start + _PART].tolist(), start)
+            leaves = [checked_leaf(item, spec, where + _index(number, value.shape)) for number, item in numbered]
+            array[start : start + _PART] = cast(Any, leaves)
+        else:
+            array[start : start + _PART] = part
+    return array.reshape(value.shape)
+
+
+def _index(number: int, shape: tuple[int, ...]) -> str:
+    text = ""
+    for length in reversed(shape):
+        number, place = divmod(number, length)
+        text = f"[{place}]{text}"
+    return text
 
 
 def _value_of_object(
@@ -220,7 +283,7 @@ def _value_of_object(
 
 def _dense(
     value: Mapping[str, Any], spec: TensorSpec, record_shape: tuple[int | None, ...], where: str, budget: _DenseBudget
-) -> list[object]:
+) -> Array:
     keys, values, shape = value.get("keys"), value["values"], value.get("shape")
     if not isinstance(keys, list) or not isinstance(values, list) or len(keys) != len(values):
         raise InvalidPayload(
@@ -247,20 +310,17 @@ def _dense(
             got=shape_text(tuple(shape)),
         )
     size = math.prod(shape)
-    # The dense record passes through a Python list: a pointer an element, before it becomes an array.
-    budget.take(size * max(8, spec.dtype.itemsize), where)
-    flat: list[object] = ["" if spec.dtype.kind == "O" else 0] * size
-    for key, item in zip(keys, values, strict=True):
-        if type(key) is not int or not 0 <= key < size:
-            raise InvalidPayload(
-                f"{where}.keys: expected whole numbers from 0 to {size - 1}, got {shown(key)}",
-                field=f"{where}.keys",
-                expected=f"0 to {size - 1}",
-                got=shown(key),
-            )
-        flat[key] = item
-    if len(shape) == 1:
-        return flat
-    nested = np.empty(size, dtype=object)
-    nested[:] = flat
-    return cast(list[object], nested.reshape(shape).tolist())
+    # NumPy makes no array, also none without elements, whose other lengths are beyond what there can be.
+    budget.take(math.prod(length or 1 for length in shape) * spec.dtype.itemsize, where)
+    if not (set(map(type, keys)) <= {int} and (not keys or (min(keys) >= 0 and max(keys) < size))):
+        key = next(key for key in keys if type(key) is not int or not 0 <= key < size)
+        raise InvalidPayload(
+            f"{where}.keys: expected whole numbers from 0 to {size - 1}, got {shown(key)}",
+            field=f"{where}.keys",
+            expected=f"0 to {size - 1}",
+            got=shown(key),
+        )
+    flat: Array = np.full(size, "", STRING) if spec.dtype == STRING else np.zeros(size, spec.dtype)
+    if keys:
+        flat[keys] = _array_of_lists(values, spec, (), lambda i: f"{where}.values[{i}]")
+    return flat.reshape(shape)

@@ -80,7 +80,8 @@ def checked_leaf(value: object, spec: TensorSpec, path: str) -> object:
     if kind == "f":
         return _float_leaf(value, spec, path)
     if kind == "b":
-        if value in (0, 1):  # true and false are equal to these
+        # true and false are equal to these, and an array compares by its elements
+        if not isinstance(value, np.ndarray) and value in (0, 1):
             return bool(value)
         raise _mismatch(spec, path, "true or false", shown(value))
     if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:

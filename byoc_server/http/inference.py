@@ -26,10 +26,10 @@ from functools import partial
 from typing import TypeVar
 
 from byoc_server.batching.batcher import Cancel
-from byoc_server.codecs.base import CODECS, DecodeOptions, EncodeOptions
+from byoc_server.codecs.base import CODECS, BrokenLibraryError, DecodeOptions, EncodeOptions
 from byoc_server.config import MIB, Settings
 from byoc_server.core.client import InferenceClient
-from byoc_server.errors import ByocError, InferenceFailed
+from byoc_server.errors import ByocError, InferenceFailed, NotAcceptable, PayloadTooLarge, TensorsTooLarge
 from byoc_server.http.body import BodyLease
 from byoc_server.http.content_coding import (
     ACCEPT_ENCODING,
@@ -54,6 +54,8 @@ INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _VISIBLE_ASCII = re.compile(rb"[\x20-\x7e]{0,1024}\Z")
 """What the API allows in Custom-Attributes (InvokeEndpoint, API of 2017-05-13); nothing else is echoed."""
 _INFERENCE_ID_LENGTH = 64
+_INLINE_TENSOR_BYTES = MIB
+"""Larger tensors are not built on the event loop, however small the body that declares them."""
 _NEGOTIATED_HEADS = 256
 """How many pairs of Content-Type and Accept are remembered; clients use a handful, an attacker gets no more."""
 
@@ -85,6 +87,7 @@ class _Negotiated:
 
     decode: Callable[[bytes, Signature, DecodeOptions], Tensors]
     decode_options: DecodeOptions
+    decode_inline_options: DecodeOptions
     decode_inline_bytes: int
     encode: Callable[[Tensors, Signature, EncodeOptions], bytes]
     encode_inline_bytes: int
@@ -160,7 +163,7 @@ class InferencePath:
                 work = partial(formats.decode, body, signature, formats.decode_options)
                 self._offload(request, work, self._infer)
             else:
-                self._infer(request, formats.decode(body, signature, formats.decode_options))
+                self._decode_inline(request, signature, formats, body)
         except Exception as error:
             self._fail(request, error)
         return partial(self._cancel, request)
@@ -168,6 +171,15 @@ class InferencePath:
     def refuse(self, head: Head, error: ByocError, reply: Callable[[Response], None]) -> None:
         """Answer a request that never got to the model, e.g. because its body was too large."""
         self._fail(_Request(head, 0, self._ids.of(head), reply), error)
+
+    def _decode_inline(self, request: _Request, signature: Signature, formats: _Negotiated, body: bytes) -> None:
+        """Decode a small body on the event loop, unless it stands for large tensors."""
+        try:
+            tensors = formats.decode(body, signature, formats.decode_inline_options)
+        except TensorsTooLarge:
+            self._offload(request, partial(formats.decode, body, signature, formats.decode_options), self._infer)
+            return
+        self._infer(request, tensors)
 
     def _decode_coded(
         self, request: _Request, signature: Signature, formats: _Negotiated, body: bytes, lease: BodyLease
@@ -177,7 +189,7 @@ class InferencePath:
         limit_bytes = lease.budget.decoded_limit_bytes
         small = decode_small(body, codings, limit_bytes)
         if small is not None and len(small) <= formats.decode_inline_bytes:
-            self._infer(request, formats.decode(small, signature, formats.decode_options))
+            self._decode_inline(request, signature, formats, small)
             return
 
         def work() -> Tensors:
@@ -189,8 +201,18 @@ class InferencePath:
     def _infer(self, request: _Request, tensors: Tensors) -> None:
         assert request.signature is not None
         request.rows = request.signature.row_count(tensors)
+        self._check_answer_size(request.rows, request.signature)
         deadline_s = request.head.arrived_s + self._timeout_s
         request.cancel = self._client.infer(tensors, request.rows, partial(self._on_outcome, request), deadline_s)
+
+    def _check_answer_size(self, rows: int, signature: Signature) -> None:
+        """Refuse what the model would answer with more than may be held; few bytes can declare many records."""
+        answer_bytes = rows * signature.answer_record_bytes
+        if answer_bytes > self._max_tensor_bytes:
+            raise PayloadTooLarge(
+                f"the answer to {rows} records would take {answer_bytes} bytes or more; send fewer at a time",
+                limit_bytes=self._max_tensor_bytes,
+            )
 
     def _on_outcome(self, request: _Request, outcome: Tensors | ByocError) -> None:
         if isinstance(outcome, ByocError):
@@ -221,6 +243,8 @@ class InferencePath:
         self._finish(request, Response(200, headers, body), None)
 
     def _fail(self, request: _Request, error: Exception) -> None:
+        if isinstance(error, UnicodeEncodeError):
+            error = NotAcceptable("the answer holds text that is not Unicode, which this format cannot carry")
         if not isinstance(error, ByocError):
             failed = InferenceFailed("the request could not be served")
             failed.__cause__ = error
@@ -283,14 +307,20 @@ class InferencePath:
         return formats
 
     def _negotiate_anew(self, content_type: bytes | None, accept: bytes | None) -> _Negotiated:
-        settings = self._settings
+        settings, outputs = self._settings, len(self._client.signature.outputs)
         source, parameters = choose_decoder(_text(content_type), settings.default_content_type)
-        target, name = choose_encoder(_text(accept), settings.default_accept, source)
+        target, name = choose_encoder(_text(accept), settings.default_accept, source, outputs)
+        try:
+            decode, encode = source.load().decode, target.load().encode
+        except BrokenLibraryError as error:  # it is out of the table now
+            logger.error(str(error), exc_info=error.__cause__, extra={"event": "codec_broken"})
+            return self._negotiate_anew(content_type, accept)
         return _Negotiated(
-            source.load().decode,
+            decode,
             DecodeOptions(parameters, self._max_tensor_bytes),
+            DecodeOptions(parameters, min(self._max_tensor_bytes, _INLINE_TENSOR_BYTES)),
             source.inline_bytes,
-            target.load().encode,
+            encode,
             target.inline_bytes,
             (b"content-type", name.encode()),
         )

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from byoc_server.codecs.base import CodecEntry, answer_codecs, codecs_by_media_type, media_types, request_codecs
+from byoc_server.codecs.base import CODECS, CodecEntry, answer_codecs, codecs_by_media_type, media_types, request_codecs
 from byoc_server.errors import NotAcceptable, UnsupportedMediaType
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -97,13 +97,16 @@ def _find(media_type: MediaType | None) -> CodecEntry | None:
     return codecs_by_media_type().get(media_type.essence) if media_type else None
 
 
-def choose_encoder(accept: str | None, default: str, request_format: CodecEntry) -> tuple[CodecEntry, str]:
+def choose_encoder(
+    accept: str | None, default: str, request_format: CodecEntry, outputs: int = 1
+) -> tuple[CodecEntry, str]:
     """Find the codec for the answer.
 
     Args:
         accept: all ``Accept`` headers joined by commas; ``None`` or empty when missing.
         default: the answer's media type when the client does not care: an empty or no header, or only ``*/*``.
         request_format: the codec of the request.
+        outputs: how many the model has; a format that cannot carry them is not offered.
 
     Returns:
         The codec, and the name the client asked for it by: that is what the answer is called.
@@ -112,13 +115,16 @@ def choose_encoder(accept: str | None, default: str, request_format: CodecEntry)
         NotAcceptable: nothing in the header can be produced.
     """
     ranges = _parse_accept(accept) if accept and accept.strip(" \t,") else [_Range("*", "*", 1.0, 0)]
-    entries = answer_codecs()
+    entries = [entry for entry in answer_codecs() if outputs == 1 or not entry.sole_output]
     weights = {entry.media_type: _weigh(entry, ranges) for entry in entries}
     best = max(quality for quality, _ in weights.values())
     if best <= 0:
         accepted = media_types(entries)
+        missing = [e for e in CODECS if not e.installed and any(r.covers(e.media_type) for r in ranges)]
+        needs = "".join(f" ({entry.media_type} needs byoc-server[{entry.extra}])" for entry in missing[:1])
         raise NotAcceptable(
-            f"Accept {_shown(accept or '')} cannot be met; available are {', '.join(accepted)}", accepted=accepted
+            f"Accept {_shown(accept or '')} cannot be met{needs}; available are {', '.join(accepted)}",
+            accepted=accepted,
         )
     tied = [entry for entry in entries if weights[entry.media_type][0] == best]
     named = [entry for entry in tied if weights[entry.media_type][1].specificity > 0]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pyarrow import feather
 
 from byoc_server.codecs.arrow_file import decode, encode
-from byoc_server.codecs.base import codecs_by_media_type
-from byoc_server.errors import InvalidPayload
+from byoc_server.codecs.base import DecodeOptions, codecs_by_media_type
+from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import Signature
 from tests.codecs.signatures import ENCODE, OPTIONS, assert_same, one, texts
 from tests.codecs.test_arrow_stream import GRID, fixed_lists
@@ -87,6 +87,14 @@ def test_frames_that_lie() -> None:
     assert "4 bytes lie between the data and the footer" in refusal(grown).message
     padded = body[:place] + bytes(8) + body[place:]
     assert_same(decode(padded, one(), OPTIONS)["x"], GRID)
+
+
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_tensors_over_the_limit_are_told_from_other_faults(compression: str | None) -> None:
+    body = written(TABLE, compression=compression)
+    decode(body, one(), DecodeOptions({}, max_tensor_bytes=GRID.nbytes))
+    with pytest.raises(TensorsTooLarge):
+        decode(body, one(), DecodeOptions({}, max_tensor_bytes=GRID.nbytes - 1))
 
 
 @pytest.mark.parametrize("signature", SIGNATURES, ids=lambda s: " ".join(i.describe() for i in s.inputs))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from byoc_server.codecs import arrow_stream
 from byoc_server.codecs.arrow_stream import decode, encode
 from byoc_server.codecs.base import DecodeOptions, codecs_by_media_type
-from byoc_server.errors import InvalidPayload, NotAcceptable
+from byoc_server.errors import InvalidPayload, NotAcceptable, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature
 from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, assert_same, one, several, texts
 from tests.codecs.test_roundtrip import LAWS, SIGNATURES, assert_tensors_or_refusal, echo, tensors
@@ -354,6 +354,83 @@ def test_a_compressed_buffer_that_declares_too_much() -> None:
     assert "take more than 1000 bytes" in refusal({"x": values}, one("float64", (None,)), small).message
 
 
+def too_large(table: Any, signature: Signature, limit: int) -> str:
+    error = refusal(table, signature, DecodeOptions({}, max_tensor_bytes=limit))
+    assert type(error) is TensorsTooLarge
+    return error.message
+
+
+def test_tensors_over_the_limit_are_told_from_other_faults() -> None:
+    numbers = {"x": np.zeros(1000, np.float32)}
+    assert "take more than 3999 bytes" in too_large(numbers, one(shape=(None,)), 3999)
+    assert "declare 4000 bytes" in too_large(written(numbers, compression="zstd"), one(shape=(None,)), 3999)
+    column = pa.DictionaryArray.from_arrays(np.zeros(300, np.int8), pa.array([str(i) for i in range(100)]))
+    body = written({"x": column}, rows_per_batch=1)
+    assert "too many record batches" in too_large(body, one("string", (None,)), 100_000)
+    assert type(refusal({"x": [300]}, one("int8", (None,)))) is InvalidPayload
+
+
+def limit_at(table: Any, signature: Signature, limit: int) -> None:
+    """The limit that is just enough."""
+    decode(written(table), signature, DecodeOptions({}, max_tensor_bytes=limit))
+    too_large(table, signature, limit - 1)
+
+
+def test_strings_count_as_the_objects_they_become() -> None:
+    words = pa.array([str(i) for i in range(100)])
+    for kind in (pa.string(), pa.binary(), pa.string_view()):
+        limit_at({"x": words.cast(kind)}, one("string", (None,)), 100 * 64)
+    limit_at({"a": words, "b": words}, one("string", (None, 2)), 200 * 64)
+    both = several(("a", "string", (None,)), ("b", "float32", (None,)))
+    limit_at({"a": words, "b": np.zeros(100, np.float32)}, both, 100 * 64 + 400)
+    places = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), words)
+    limit_at({"x": places}, one("string", (None,)), 2 * 8 + 100 * 56)
+    limit_at({"a": places, "b": words[:2]}, one("string", (None, 2)), 4 * 8 + 102 * 56)
+
+
+def test_a_large_dictionary_is_refused_before_its_strings_are_made() -> None:
+    raw = pa.Array.from_buffers(pa.binary(2), 12_000_000, [None, pa.py_buffer(b"ab" * 12_000_000)])
+    body = written({"x": pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), raw)}, compression="zstd")
+    assert len(body) < 10_000
+    tracemalloc.start()
+    assert "take more than 536870912 bytes" in too_large(body, one("string", (None,)), OPTIONS.max_tensor_bytes)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_strings_for_numbers_are_refused_before_they_are_made() -> None:
+    raw = pa.Array.from_buffers(pa.binary(2), 9_000_000, [None, pa.py_buffer(b"ab" * 9_000_000)])
+    places = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), raw)
+    for column in (raw, places):
+        body = written({"x": column}, compression="zstd")
+        tracemalloc.start()
+        assert "column 'x', row 0: b'ab' (string) does not" in refusal(body, one(shape=(None,))).message
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("column", "signature", "words"),
+    [
+        (pa.array([None, "a"], pa.string()), one(shape=(None,)), "row 1: 'a' (string) does not convert to float32"),
+        (pa.array(["a"], pa.large_string()), one("int8", (None,)), "row 0: 'a' (string) does not convert to int8"),
+        (pa.array(["a"], pa.string_view()), one("bool", (None,)), "row 0: 'a' (string) does not convert to bool"),
+        (pa.array([b"a"], pa.binary_view()), one("bool", (None,)), "row 0: b'a' (string) does not convert to bool"),
+        (pa.array([["a", "b"]]), one(shape=(None, 2)), "row 0[0]: 'a' (string) does not convert to float32"),
+        (pa.array([None, "a"]).dictionary_encode(), one("int64", (None,)), "row 1: 'a' (string) does not convert"),
+        (pa.array([1, 2]).dictionary_encode(), one("string", (None,)), "row 0: 1 (int64) does not convert to string"),
+        (pa.array([None, True]), one("string", (None,)), "row 1: true (bool) does not convert to string"),
+        (pa.array([1.5], pa.float32()), one("string", (None,)), "row 0: 1.5 (float32) does not convert to string"),
+        (pa.nulls(1), one("string", (None,)), "row 0: expected string, got null"),
+    ],
+)
+def test_strings_are_no_numbers(column: Any, signature: Signature, words: str) -> None:
+    assert words in refusal({"x": column}, signature).message
+    if not pa.types.is_list(column.type):
+        wide = one(signature.inputs[0].dtype_name, (None, 2))
+        assert words in refusal({"x": column, "y": column}, wide).message
+
+
 def test_rows_without_data() -> None:
     """A column of nulls takes no bytes, whatever its length."""
     for count in (2**31, 2**40, 2**60):
@@ -368,7 +445,7 @@ def test_rows_without_data() -> None:
     assert "more than 100000 values that take no bytes" in refusal(many, one(shape=(None,))).message
     empty = written({"x": pa.array([b""] * 3, pa.binary(0))})
     assert_same(read(empty, one("string", (None,))), texts([""] * 3))
-    many = empty.replace(struct.pack("<q", 3), struct.pack("<q", 2**24))
+    many = empty.replace(struct.pack("<q", 3), struct.pack("<q", 2**22))
     assert "more than 100000 values that take no bytes" in refusal(many, one("string", (None,))).message
     places = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), pa.nulls(3))
     many = written({"x": places}).replace(struct.pack("<q", 3), struct.pack("<q", 2**40))

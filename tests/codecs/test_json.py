@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from byoc_server.codecs.base import DecodeOptions
 from byoc_server.codecs.json import decode, encode
-from byoc_server.errors import InvalidPayload
+from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import BatchAxis, Signature
 from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, assert_same, one, several, spec, texts
 
@@ -134,7 +135,7 @@ def test_sparse_record_needs_a_shape_where_the_model_has_none() -> None:
     assert error.message == "instances[0].shape: expected a list of lengths, got null"
 
 
-@pytest.mark.parametrize("shape", [[2**40], [2**62], [10**6, 10**6], [2**63 - 1, 2**63 - 1]])
+@pytest.mark.parametrize("shape", [[2**40], [2**62], [10**6, 10**6], [2**63 - 1, 2**63 - 1], [2**62, 0]])
 def test_sparse_bombs_are_refused(shape: list[int]) -> None:
     """Checklist 84: sizes are checked before memory is taken."""
     signature = one(shape=(None, *[None] * len(shape)))
@@ -142,10 +143,63 @@ def test_sparse_bombs_are_refused(shape: list[int]) -> None:
 
 
 def test_sparse_records_share_one_limit() -> None:
+    """Checklist 84: also those of several inputs, and by the bytes of the tensors."""
     record = {"keys": [], "values": [], "shape": [100]}
-    signature, options = one(shape=(None, None)), DecodeOptions({}, max_tensor_bytes=2000)
+    signature, options = one(shape=(None, None)), DecodeOptions({}, max_tensor_bytes=800)
     assert read([record, record], signature, options).shape == (2, 100)
-    assert refusal([record, record, record], signature, options).details["field"] == "body[2]"
+    error = refusal([record, record, record], signature, options)
+    assert isinstance(error, TensorsTooLarge)
+    assert error.details["field"] == "body[2]"
+    two = several(("a", "float32", (None, None)), ("b", "uint8", (None, None)))
+    assert read({"a": [record], "b": [record]}, two, options)["b"].nbytes == 100
+    error = refusal({"a": [record, record], "b": [record, record]}, two, options)
+    assert isinstance(error, TensorsTooLarge)
+    assert error.details["field"] == "b[0]"
+
+
+def test_large_sparse_records_cost_little_more_than_their_tensors() -> None:
+    """Checklist 84: a few kilobytes, of which no number becomes an object of Python's."""
+    record = {"keys": [150_527, 0], "shape": [3, 224, 224], "values": [2, 1]}
+    signature = one(shape=(None, 3, 224, 224))
+    start_s = time.monotonic()
+    tracemalloc.start()
+    try:
+        array = read([record] * 50, signature)
+        assert tracemalloc.get_traced_memory()[1] < 2.2 * array.nbytes
+    finally:
+        tracemalloc.stop()
+    assert array.shape == (50, 3, 224, 224)
+    assert array.sum() == 150
+    assert array[49, 2, 223, 223] == 2
+    error = refusal([record] * 50 + [1], signature)
+    assert error.message == "body[50]: expected a list of 3 lists for input 'x', got 1"
+    assert time.monotonic() - start_s < 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "bool"])
+def test_a_large_sparse_record_is_made_at_once(dtype: str) -> None:
+    start_s = time.monotonic()
+    body = {"keys": [], "shape": [20_000_000], "values": []}
+    assert read([body], one(dtype, (None, None))).shape == (1, 20_000_000)
+    assert time.monotonic() - start_s < 1
+
+
+def test_sparse_records_beside_others() -> None:
+    sparse = {"keys": [1, 0, 1], "values": [None, "Infinity", 7]}
+    expected = np.array([[INF, 7], [1, NAN], [5, 0]], np.float32)
+    document = [sparse, {"x": [1, None]}, {"keys": [0], "values": [5]}]
+    assert_same(read(document, one(shape=(None, 2))), expected)
+    assert_same(read(document[1:], one(shape=(None, 2))), expected[1:])
+    open_shape = one(shape=(None, None))
+    assert read([{"keys": [], "values": [], "shape": [0]}, []], open_shape).shape == (2, 0)
+    document = [{"keys": [], "values": [], "shape": [2]}, {"keys": [], "values": [], "shape": [3]}]
+    assert refusal(document, open_shape).message == "body[1]: expected shape [2] for input 'x', got [3]"
+    assert refusal([[1, 2, 3], document[0]], open_shape).message == (
+        "body[1]: expected shape [3] for input 'x', got [2]"
+    )
+    error = refusal([{"keys": [3], "values": [300]}], one("uint8", (None, 4)))
+    assert error.message.startswith("body[0].values[0]: expected a whole number from 0 to 255")
+    assert read([{"keys": [3], "values": [2**63]}], one("uint64", (None, 4))).tolist() == [[0, 0, 0, 2**63]]
 
 
 def test_a_long_text_beside_many_numbers_takes_no_memory() -> None:

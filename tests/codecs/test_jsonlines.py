@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from byoc_server.codecs.base import EncodeOptions
+from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.jsonlines import decode, encode
 from byoc_server.codecs.lines import body_lines, join_lines
-from byoc_server.errors import InvalidPayload
+from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import Signature
 from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, assert_same, one, several, texts
 
@@ -31,6 +31,15 @@ def test_forms_line_ends_and_the_last_line(end: bytes, final: bool) -> None:
     ]
     tensors = decode(end.join(lines) + (end if final else b""), one(shape=(None, 2)), OPTIONS)
     assert_same(tensors["x"], np.array([[1, 2]] * 7, np.float32))
+
+
+def test_sparse_records_share_one_limit() -> None:
+    """Checklist 84."""
+    body = b"\n".join([b'{"keys": [], "shape": [100], "values": []}'] * 3)
+    signature = one(shape=(None, None))
+    assert decode(body, signature, DecodeOptions({}, max_tensor_bytes=1200))["x"].shape == (3, 100)
+    with pytest.raises(TensorsTooLarge, match=r"^line 3: .* too large when dense"):
+        decode(body, signature, DecodeOptions({}, max_tensor_bytes=1199))
 
 
 def test_scalars_and_missing_values() -> None:

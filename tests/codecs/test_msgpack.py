@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from byoc_server.codecs import msgpack as codec
 from byoc_server.codecs.base import CodecEntry, codecs_by_media_type, request_codecs
 from byoc_server.codecs.msgpack import decode, encode
-from byoc_server.errors import InvalidPayload
+from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import Array, BatchAxis, Signature
 from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, assert_same, one, several, texts
 from tests.codecs.test_json import ROWS, wrap
@@ -109,6 +109,7 @@ def test_lists_that_only_look_regular() -> None:
 
 def test_scalars_and_conversions() -> None:
     assert_same(read([1, True, 0.5, None, "NaN"], one(shape=(None,))), np.array([1, 1, 0.5, NAN, NAN], np.float32))
+    assert_same(read([INF, "-Infinity"], one(shape=(None,))), np.array([INF, -INF], np.float32))
     assert_same(read([2**64 - 1], one("uint64", (None,))), np.array([2**64 - 1], np.uint64))
     assert_same(read([-(2**63)], one("int64", (None,))), np.array([-(2**63)], np.int64))
     assert_same(read([True, 0], one("bool", (None,))), np.array([True, False]))
@@ -146,6 +147,13 @@ def test_bytes_of_strings() -> None:
     )
 
 
+def test_sparse_records_of_strings_in_bytes() -> None:
+    sparse = {"keys": [2, 0], "values": [b"a", "b"]}
+    assert_same(read([sparse, [b"x", "y", "z"]], one("string", (None, 3))), texts([["b", "", "a"], ["x", "y", "z"]]))
+    message = "body[0].values[0]: the bytes of a string are not UTF-8: byte 0 is 0xff"
+    assert refusal([{"keys": [1], "values": [b"\xff"]}], one("string", (None, 3))) == message
+
+
 def test_bytes_of_uint8_inputs() -> None:
     """``bin`` values are whole records."""
     for document in ([b"\x01\x02", b"\xff\x00"], {"instances": [b"\x01\x02", {"x": [255, 0]}]}):
@@ -155,8 +163,8 @@ def test_bytes_of_uint8_inputs() -> None:
     assert_same(read({"inputs": b"\x01\x02"}, one("uint8", (None, None))), np.array([[1, 2]], np.uint8))
     assert_same(read(b"\xc4\x02ab", one("uint8", (2,), ABSENT)), np.array([97, 98], np.uint8))
     assert_same(read([b""], one("uint8", (None, None))), np.zeros((1, 0), np.uint8))
-    assert refusal([b"abc"], one("uint8", (None, 2))).startswith("body[0]: expected 2 values for input 'x', got 3")
-    assert refusal([b"abc", b"ab"], one("uint8", (None, None))).startswith("body[1]: expected 3 values")
+    assert refusal([b"abc"], one("uint8", (None, 2))).startswith("body[0]: expected shape [2] for input 'x', got [3]")
+    assert refusal([b"abc", b"ab"], one("uint8", (None, None))).startswith("body[1]: expected shape [3]")
 
 
 @pytest.mark.parametrize("keys", ["bin", "str"])
@@ -209,9 +217,25 @@ def test_arrays_that_are_not_alike() -> None:
     """Each keeps its meaning: beside floats an integer of 64 bits would lose digits."""
     mixed = [packed(np.array([2**62 + 1])), packed(np.array([0.0]))]
     assert_same(read(mixed, one("int64", (None, 1))), np.array([[2**62 + 1], [0]]))
-    assert refusal([packed(GRID[0]), packed(GRID[1, :3])]).startswith("body[1]: expected 4 values for input 'x', got 3")
-    assert refusal([packed(GRID[0]), packed(GRID)]).startswith("body[1]: expected 4 values for input 'x', got 2")
+    message = "body[1]: expected shape [4] for input 'x', got "
+    assert refusal([packed(GRID[0]), packed(GRID[1, :3])]) == f"{message}[3]"
+    assert refusal([packed(GRID[0]), packed(GRID)]) == f"{message}[2, 4]"
+    assert refusal([[1, 2, 3, 4], packed(GRID[1, :3])], one(shape=(None, None))) == f"{message}[3]"
+    assert refusal([packed(GRID[0]), [1, 2, 3]], one(shape=(None, None))).startswith("body[1]: expected 4 values")
+    assert refusal([packed(GRID[0]), 5, packed(GRID[0])]).startswith("body[1]: expected a list of 4 values")
     assert refusal([packed(np.array([1.0, 300.0]))], one("uint8", (None, 2))).startswith("body[0][1]: expected a whole")
+    grid = np.zeros((3, 5000))
+    grid[2, 4321] = 1e39
+    message = "body[1][2][4321]: expected a number within the range of float32 for input 'x', got 1e+39"
+    assert refusal([packed(GRID[:1]), packed(grid)], one(shape=(None, None, None))).startswith(
+        "body[1]: expected shape"
+    )
+    assert refusal([packed(np.zeros((3, 5000), "i1")), packed(grid)], one(shape=(None, 3, None))) == message
+    flags = [packed(np.array([0.0, 1.0])), [True, 0], packed(np.array([2, 0], "u1").view("?"))]
+    assert_same(read(flags, one("bool", (None, 2))), np.array([[False, True], [True, False], [True, False]]))
+    words = [packed(np.array(["NaN", "Infinity"])), packed(np.array([1, 2]))]
+    assert_same(read(words, one(shape=(None, 2))), np.array([[NAN, INF], [1, 2]], np.float32))
+    assert refusal([[packed(GRID)]], one("bool", (None, 1))).startswith("body[0][0]: expected true or false")
     assert refusal(packed(GRID), one(shape=(None, 3))) == "body: expected shape [?, 3], got [2, 4]"
     assert refusal({"instances": {"keys": packed(np.array([0])), "values": [1]}}).startswith(
         "instances: a sparse record"
@@ -332,6 +356,32 @@ def test_headers_that_lie_take_no_memory(body: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert time.monotonic() - start_s < 2
+
+
+@pytest.mark.parametrize("item", [b"\x90", b"\x80", b"\x91\x90"])
+def test_too_many_lists_and_maps_are_refused(item: bytes) -> None:
+    """Checklist 84: each takes a hundred times the byte that it is in the body."""
+    body = b"\xdd" + struct.pack(">I", 300_000) + item * 300_000
+    start_s = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(TensorsTooLarge, match=r"more than .* lists and maps"):
+            read(body)
+        assert tracemalloc.get_traced_memory()[1] < 80 * len(body)
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - start_s < 5
+
+
+def test_short_rows_are_not_too_many() -> None:
+    """Also where every byte looks like the start of a list, or the lists are counted and there is room for them."""
+    rows = np.arange(200_000) % 2
+    assert_same(read(rows.reshape(-1, 1).tolist(), one(shape=(None, 1))), rows.reshape(-1, 1).astype(np.float32))
+    body = b"\xdd" + struct.pack(">I", 200_000) + b"\x91\x90" * 10_000 + b"\xcc\x90" * 190_000
+    assert refusal(body, one(shape=(None, 1))).startswith("body[0][0]: expected a number")
+    records = [{"x": 144}] * 10_000
+    body = msgpack.packb({"instances": records, "signature_name": b"\x90" * 100_000})
+    assert_same(read(body, one(shape=(None,))), np.full(10_000, 144, np.float32))
 
 
 @pytest.mark.parametrize("item", [b"\x01", b"\x90", b"\x80", b"\xa1a", b"\xc4\x01a", b"\xc0", b"\xcb" + b"\x3f" * 8])

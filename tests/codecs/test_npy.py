@@ -414,3 +414,11 @@ def test_a_signalling_nan_is_a_nan() -> None:
     signalling = np.frombuffer(struct.pack("<Q", 0x7FF0000000000001), np.float64).reshape(1, 1)
     received = decode(saved(signalling), one(shape=(None, 1)), OPTIONS)
     assert np.isnan(received["x"]).all()
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.float32, 2**24), (np.float16, 2**11), (np.float64, 2**53)])
+def test_integers_beyond_what_a_float_can_tell_apart_are_refused(dtype: type, value: int) -> None:
+    good = decode(saved(np.array([[value - 1]], dtype)), one("int64", (None, 1)), OPTIONS)
+    assert good["x"].tolist() == [[value - 1]]
+    with pytest.raises(InvalidPayload):
+        decode(saved(np.array([[value]], dtype)), one("int64", (None, 1)), OPTIONS)

@@ -21,9 +21,9 @@ from pyarrow import parquet
 from byoc_server.codecs import parquet_walk
 from byoc_server.codecs.base import DecodeOptions, codecs_by_media_type
 from byoc_server.codecs.parquet import decode, encode
-from byoc_server.errors import InvalidPayload
+from byoc_server.errors import InvalidPayload, NotAcceptable, TensorsTooLarge
 from byoc_server.types import Signature
-from tests.codecs.signatures import ENCODE, OPTIONS, assert_same, one, several, texts
+from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, assert_same, one, several, texts
 from tests.codecs.test_arrow_stream import GRID, fixed_lists, shared_schema
 from tests.codecs.test_roundtrip import LAWS, SIGNATURES, assert_tensors_or_refusal, echo, tensors
 from tests.onnx_models import identity
@@ -116,6 +116,11 @@ def test_deltas_of_numbers() -> None:
         (written({"x": pa.array([1], pa.timestamp("s"))}), "column 'x' holds timestamp, which is not read"),
         (written({"x": pa.array([1], pa.timestamp("s"))}, store_schema=False), "type 'timestamp[ms]' is not read"),
         (written({"x": pa.array([1], pa.decimal128(20))}, store_schema=False), "holds 96-bit times, decimals or fixed"),
+        (
+            written({"x": pa.array([b"ab"], pa.binary(2))}),
+            "column 'x' holds 96-bit times, decimals or fixed-size binary",
+        ),
+        (written({"x": pa.array([b"abc"], pa.binary(3))}), "column 'x' holds 96-bit times, decimals or fixed-size"),
         (written({"x": pa.array([{"a": 1}])}, store_schema=False), "type 'struct<a: int64>' is not read"),
         (written({"x": GRID[:0, 0]}), "the table has no rows"),
         (written({"x": GRID[:, 0], "y": GRID[:, 0]}), "expected 4 columns or one of lists"),
@@ -349,6 +354,44 @@ def test_rows_by_run_length() -> None:
     assert "the file unpacks to" in refusal(body, COLUMN, small).message
     nested = written({"x": pa.array([[0.0] * 500_000])}, compression="zstd")
     assert "the file unpacks to" in refusal(nested, one(shape=(None, None)), small).message
+
+
+def test_tensors_over_the_limit_are_told_from_other_faults() -> None:
+    """And known before a page is unpacked: here they do not even hold what they declare."""
+    small = DecodeOptions({}, max_tensor_bytes=1000)
+    assert type(refusal(hand_made(GOOD, 1000, 1000), COLUMN, small)) is TensorsTooLarge
+    packed = hand_made(data_page(3, 2000, bytes(12)), 3, 3, codec=6)
+    assert type(refusal(packed, COLUMN, small)) is TensorsTooLarge
+    assert type(refusal(hand_made(GOOD, 4, 4), COLUMN, small)) is InvalidPayload
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_strings_count_as_the_objects_they_become(dictionary: bool) -> None:
+    """100 strings in a dictionary or on a plain page take 64 bytes each, their rows 8 bytes more."""
+    words = pa.array([str(i) for i in range(100)])
+    body = written({"x": words}, use_dictionary=dictionary)
+    for limit in (7200, 7199):
+        options = DecodeOptions({}, max_tensor_bytes=limit)
+        if limit == 7200:
+            assert len(decode(body, one("string", (None,)), options)["x"]) == 100
+        else:
+            assert "the file unpacks to 7200 bytes or more" in refusal(body, one("string", (None,)), options).message
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), words[:1])
+    rows = decode(written({"x": column}), one("string", (None,)), DecodeOptions({}, max_tensor_bytes=8064))
+    assert len(rows["x"]) == 1000
+
+
+def test_records_without_values_are_not_written() -> None:
+    """pyarrow would not read them back."""
+    for array, signature in (
+        (np.zeros((2, 0), np.float32), one(shape=(None, None))),
+        (np.zeros((2, 3, 0), np.float32), one(shape=(None, 3, None))),
+        (np.zeros(0, np.float32), one(shape=(None,), batch_axis=ABSENT)),
+    ):
+        with pytest.raises(NotAcceptable, match="cannot carry output 'y', whose records are empty"):
+            encode({"y": array}, signature, ENCODE)
+    table = parquet.read_table(io.BytesIO(encode({"y": np.zeros((0, 3), np.float32)}, one(shape=(None, 3)), ENCODE)))
+    assert table.num_rows == 0
 
 
 def test_hostile_files_in_little_memory() -> None:
