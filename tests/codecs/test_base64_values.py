@@ -108,8 +108,8 @@ def test_text_that_mentions_it_is_text() -> None:
         ({"k" * 500: {"b64": None}}, WORDS, "k" * 200 + "...: 'b64' is not base64 text: it is null"),
         ([b64("a"), b64(b"b\xff")], WORDS, "body[1]: the bytes of a string are not UTF-8: byte 1 is 0xff"),
         ([b64("1")], one(shape=(None,)), "body[0]: expected a number (float32) for input 'x', got b'1'"),
-        ([b64("ab"), b64("a")], IMAGES, "body[1]: expected 2 values for input 'x', got 1"),
-        ([b64("ab")], one("uint8", (None,)), "body[0]: expected a whole number from 0 to 255"),
+        ([b64("ab"), b64("a")], IMAGES, "body[1]: expected shape [2] for input 'x', got [1]"),
+        ([b64("ab")], one("uint8", (None,)), "body[0]: expected shape [] for input 'x', got [2]"),
     ],
 )
 def test_values_that_do_not_fit(document: object, signature: Signature, message: str) -> None:
