@@ -72,7 +72,7 @@ def tensor_bytes(tensors: Tensors) -> int:
     return sum([array.nbytes for array in tensors.values()])
 
 
-_STRING_BYTES = 64
+STRING_BYTES = 64
 """Of a short ``str`` and the reference to it."""
 
 
@@ -121,7 +121,7 @@ class Signature:
     def answer_record_bytes(self) -> int:
         """Bytes that the answer to one record takes at least: open axes count as one long, a string as 64 bytes."""
         shapes = [spec.shape[1:] if self.batched else spec.shape for spec in self.outputs]
-        sizes = [_STRING_BYTES if spec.dtype == STRING else spec.dtype.itemsize for spec in self.outputs]
+        sizes = [STRING_BYTES if spec.dtype == STRING else spec.dtype.itemsize for spec in self.outputs]
         lengths = [math.prod(1 if d is None else d for d in shape) for shape in shapes]
         return sum(length * size for length, size in zip(lengths, sizes, strict=True))
 

@@ -121,9 +121,8 @@ def serve(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(flags: Mapping[str, str]) -> int:
-    # --help must not pay for these
-    from byoc_server.server.entrypoint import END_SIGNALS, enter  # noqa: PLC0415
-    from byoc_server.telemetry.logging import configure, resolve_format  # noqa: PLC0415
+    from byoc_server.server.entrypoint import END_SIGNALS, enter  # noqa: PLC0415  # --help must not pay for it
+    from byoc_server.telemetry.logging import configure, resolve_format  # noqa: PLC0415  # nor for this
 
     for number in END_SIGNALS:  # until the server handles them; PID 1 would not even notice SIGTERM
         signal.signal(number, lambda *_: sys.exit(0))

@@ -28,7 +28,7 @@ from byoc_server.codecs.conform import conform_array, convert, require_equal_row
 from byoc_server.codecs.npy import file_header, read_array, storable
 from byoc_server.codecs.walk import shown
 from byoc_server.errors import InvalidPayload, NotAcceptable, TensorsTooLarge
-from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
+from byoc_server.types import STRING, STRING_BYTES, Array, Signature, Tensors, TensorSpec
 
 # Records of an archive; x stands for a byte that does not matter here: versions, times, attributes.
 _END = struct.Struct("<4s4H2IH")
@@ -59,8 +59,6 @@ _NOT_BEFORE_1980 = 0x21
 _SUFFIX = ".npy"
 _SPARE_MEMBERS = 8
 """How many members more than inputs are read: enough for a sparse matrix, and to name those that are not wanted."""
-_STRING_BYTES = 64
-"""What a short string takes with its place in the array."""
 _SPARSE_NUMBER_BYTES = 24
 """What every number of a sparse matrix takes, at the most, on its way to the dense one."""
 _SPARSE_MEMBERS = {"format", "shape", "data"}
@@ -101,7 +99,7 @@ def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors
     tensors = {}
     for spec in signature.inputs:
         array = _read_member(body, members[spec.name])
-        left -= array.size * (_STRING_BYTES if spec.dtype == STRING else spec.dtype.itemsize)
+        left -= array.size * (STRING_BYTES if spec.dtype == STRING else spec.dtype.itemsize)
         if left < 0:
             _refuse_size(spec.name, options.max_tensor_bytes)
         tensors[spec.name] = conform_array(array, spec, signature, spec.name)

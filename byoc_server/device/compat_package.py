@@ -20,12 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from byoc_server.device.linker import can_be_an_item, real_below
+from byoc_server.device.linker import SONAME, can_be_an_item, real_below, version_in_name
 from byoc_server.device.version import CudaLevel, DriverVersion
 
 _PREFIX = "libcuda.so."
-_LINK = "libcuda.so.1"
-"""The name programs ask the dynamic linker for, and the library's SONAME."""
 _MAX_SECTION_BYTES = 64 * 1024
 _MAX_SECTIONS = 4096
 """A ``libcuda`` has about 40 sections, and its note about 200 bytes."""
@@ -132,19 +130,19 @@ def inspect_folder(folder: Path, root: Path) -> CompatPackage:
     names = _library_names(real)
     if not names:
         return CompatPackage(real, None, Defect.EMPTY)
-    versioned = {name: _version(name) for name in names if name != _LINK}
+    versioned = {name: version_in_name(name) for name in names if name != SONAME}
     detail = ", ".join(ascii(name)[1:-1] for name in [*versioned][:_MAX_NAMES_SHOWN])
     if not versioned:
-        return CompatPackage(real, None, Defect.MALFORMED, f"{_LINK} alone")
-    loaded = real_below(root, real / _LINK)
+        return CompatPackage(real, None, Defect.MALFORMED, f"{SONAME} alone")
+    loaded = real_below(root, real / SONAME)
     if loaded is None or loaded.parent != real or loaded.name not in names:
         return CompatPackage(real, None, Defect.NO_LINK, detail)
     readable = {name: version for name, version in versioned.items() if version is not None}
-    if not readable or loaded.name not in (_LINK, *readable):
+    if not readable or loaded.name not in (SONAME, *readable):
         return CompatPackage(real, None, Defect.MALFORMED, detail)
     if len(set(readable.values())) > 1:
         return CompatPackage(real, None, Defect.AMBIGUOUS, detail)
-    name = min(readable) if loaded.name == _LINK else loaded.name
+    name = min(readable) if loaded.name == SONAME else loaded.name
     return _package(real / name, readable[name], root)
 
 
@@ -155,7 +153,7 @@ def inspect_library(library: Path, root: Path) -> CompatPackage:
         library: the file behind all links, below ``root``.
         root: where links are followed from.
     """
-    version = _version(library.name)
+    version = version_in_name(library.name)
     if version is None:
         return CompatPackage(library.parent, None, Defect.MALFORMED, ascii(library.name)[1:-1])
     return _package(library, version, root)
@@ -209,15 +207,6 @@ def parse_note(section: bytes) -> CompatNote:
     match = _LEVEL.fullmatch(level.strip()) if isinstance(level, str) else None
     cuda = (int(match[1]), int(match[2])) if match else None
     return CompatNote(cuda, _branches(fields.get("driver")))
-
-
-def _version(name: str) -> DriverVersion | None:
-    """The version in the name of a library, ``libcuda.so.575.57.08``; ``None`` if there is none.
-
-    ``libcuda.so.1.1`` is the name on WSL and Tegra: this 1 is the SONAME's, and not a version of a driver.
-    """
-    version = DriverVersion.parse(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else None
-    return version if version is not None and version.branch > 1 else None
 
 
 def _package(library: Path, version: DriverVersion, root: Path) -> CompatPackage:

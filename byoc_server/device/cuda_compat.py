@@ -23,7 +23,7 @@ from byoc_server.device.gpu import GpuPresence
 from byoc_server.device.inference_ami import OLDEST_DRIVERS, ami_advice
 from byoc_server.device.linker import FoundLibrary, library_version
 from byoc_server.device.nvml import Gpu, ineligible_gpu
-from byoc_server.device.probe import ProbeResult
+from byoc_server.device.probe import NOT_READY, ProbeResult
 from byoc_server.device.version import CudaLevel, DriverVersion
 
 _UNLISTED_FROM_BRANCH = 575
@@ -68,7 +68,7 @@ class CudaError(enum.IntEnum):
 
     SUCCESS = 0
     NO_DEVICE = 100
-    SYSTEM_NOT_READY = 802
+    SYSTEM_NOT_READY = NOT_READY
     SYSTEM_DRIVER_MISMATCH = 803
     COMPAT_NOT_SUPPORTED_ON_DEVICE = 804
 

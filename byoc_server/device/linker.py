@@ -223,7 +223,7 @@ def find_host_library(
 
 def library_version(path: Path) -> DriverVersion | None:
     """The version in the name of the file behind all links; ``None`` if there is none, as in ``libcuda.so.1.1``."""
-    return _version_in(os.path.basename(os.path.realpath(path)))
+    return version_in_name(os.path.basename(os.path.realpath(path)))
 
 
 def seen(path: Path, root: Path) -> str:
@@ -359,15 +359,18 @@ def _cached_paths(root: Path) -> list[str]:
     return [path for soname, path in cache if soname == SONAME]
 
 
-def _version_in(name: str) -> DriverVersion | None:
+def version_in_name(name: str) -> DriverVersion | None:
+    """The version in the name of a library, ``libcuda.so.575.57.08``; ``None`` if there is none.
+
+    ``libcuda.so.1.1`` is the name on WSL and Tegra: this 1 is the SONAME's, and not a version of a driver.
+    """
     version = DriverVersion.parse(name.partition(".so.")[2])
-    # of WSL's and Tegra's libcuda.so.1.1 the first number is the SONAME's
-    return version if version is not None and version.branch != 1 else None
+    return version if version is not None and version.branch > 1 else None
 
 
 def _fits(name: str, driver: DriverVersion | None) -> bool:
     """Whether a file of this name can be the driver's: it has the version, or one of the two is unknown."""
-    version = _version_in(name)
+    version = version_in_name(name)
     return version is None or driver is None or version == driver
 
 
@@ -378,7 +381,7 @@ def _of_version(folder: Path, stem: str, driver: DriverVersion | None) -> list[P
     except OSError:
         return []
     wanted = (name for name in names if name.startswith(f"{stem}."))
-    return [folder / name for name in wanted if driver is not None and _version_in(name) == driver]
+    return [folder / name for name in wanted if driver is not None and version_in_name(name) == driver]
 
 
 def _host_links(library: Path, driver: DriverVersion | None) -> dict[str, str]:

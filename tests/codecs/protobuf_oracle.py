@@ -10,6 +10,8 @@ from google.protobuf import (  # type: ignore[import-untyped]  # ships no type i
     message_factory,
 )
 
+from byoc_server.errors import RequestError
+
 _TYPES = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {
     "float": _TYPES.TYPE_FLOAT,
@@ -89,3 +91,12 @@ Record = _classes("aialgs.data", _RECORD, packed=True)["Record"]
 UnpackedRecord = _classes("aialgs.data", _RECORD, packed=False)["Record"]
 Example = _classes("tensorflow", _EXAMPLE, packed=True)["Example"]
 UnpackedExample = _classes("tensorflow", _EXAMPLE, packed=False)["Example"]
+
+
+def outcome(function: Any, *arguments: Any) -> Any:
+    """Tensors or a refusal, as something to compare."""
+    try:
+        tensors = function(*arguments)
+    except RequestError as error:
+        return error.message, error.details
+    return {name: (array.dtype, array.shape, array.tolist()) for name, array in tensors.items()}

@@ -21,10 +21,10 @@ from byoc_server.codecs import flat, recordio
 from byoc_server.codecs.base import DecodeOptions
 from byoc_server.codecs.protobuf_wire import encode_varint, field
 from byoc_server.codecs.recordio import decode, encode
-from byoc_server.errors import InvalidPayload, NotAcceptable, RequestError
+from byoc_server.errors import InvalidPayload, NotAcceptable
 from byoc_server.types import STRING, Array, BatchAxis, Signature, Tensors
 from tests import onnx_models
-from tests.codecs.protobuf_oracle import Record, UnpackedRecord
+from tests.codecs.protobuf_oracle import Record, UnpackedRecord, outcome
 from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, assert_same, one, several, texts
 from tests.server_process import running
 
@@ -440,14 +440,6 @@ def test_the_last_padding_may_be_missing() -> None:
 
 def general(data: bytes, signature: Signature) -> Tensors:
     return flat.tensors_from_columns(recordio._columns(data, signature), signature, OPTIONS)
-
-
-def outcome(function: Any, *arguments: Any) -> Any:
-    try:
-        tensors = function(*arguments)
-    except RequestError as error:
-        return error.message, error.details
-    return {name: (array.dtype, array.shape, array.tolist()) for name, array in tensors.items()}
 
 
 @settings(LAWS, max_examples=500)

@@ -21,10 +21,10 @@ from byoc_server.codecs.base import DecodeOptions, codecs_by_media_type
 from byoc_server.codecs.crc32c import masked_crc32c
 from byoc_server.codecs.protobuf_wire import encode_varint, field
 from byoc_server.codecs.tfexample import decode
-from byoc_server.errors import InvalidPayload, RequestError
+from byoc_server.errors import InvalidPayload
 from byoc_server.types import BatchAxis, Signature, Tensors
 from tests import onnx_models
-from tests.codecs.protobuf_oracle import Example, UnpackedExample
+from tests.codecs.protobuf_oracle import Example, UnpackedExample, outcome
 from tests.codecs.signatures import ABSENT, OPTIONS, assert_same, one, several, texts
 from tests.codecs.test_crc32c import by_definition
 from tests.server_process import running
@@ -242,14 +242,6 @@ def test_checksums(rows: int) -> None:
 def general(data: bytes, signature: Signature) -> Tensors:
     starts, ends = tfexample._records(data)
     return flat.tensors_from_columns(tfexample._columns(data, starts, ends, signature), signature, OPTIONS)
-
-
-def outcome(function: Any, *arguments: Any) -> Any:
-    try:
-        tensors = function(*arguments)
-    except RequestError as error:
-        return error.message, error.details
-    return {name: (array.dtype, array.shape, array.tolist()) for name, array in tensors.items()}
 
 
 @settings(LAWS, max_examples=400)
