@@ -43,19 +43,79 @@ class BatchAxis(enum.Enum):
     """There is no batch axis: a request is one run, its arrays have exactly the graph shape."""
 
 
+class Layout(enum.Enum):
+    """Where the colour channels of an image tensor stand."""
+
+    CHW = "CHW"
+    """Channels, height, width: one plane a channel."""
+    HWC = "HWC"
+    """Height, width, channels: the values of one pixel side by side."""
+    HW = "HW"
+    """Height, width: one channel, without an axis of its own."""
+
+
+class Resize(enum.Enum):
+    """How an image of another shape comes to the size a model takes."""
+
+    STRETCH = "stretch"
+    """To just that size; what was square may not be afterwards."""
+    CROP = "crop"
+    """Until it covers that size; the middle is kept."""
+    PAD = "pad"
+    """Until it fits into that size; the rest is filled."""
+
+
 @dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """Name, dtype and graph shape of one input or output.
+class ImageSpec:
+    """How an image file becomes one record of an input: decode, resize, then ``(pixel * scale - mean) / std``.
 
     Attributes:
-        name: as the model file spells it.
+        height: in pixels.
+        width: in pixels.
+        channels: ``RGB``, ``BGR`` or ``L`` (grey).
+        layout: see ``Layout``.
+        resize: see ``Resize``.
+        resize_to: length in pixels that the shorter side gets before ``Resize.CROP`` cuts the middle out; ``None`` =
+            just enough to cover the size.
+        fill: value of pixels, 0 to 255, beside an image in ``Resize.PAD``.
+        scale: factor of every pixel value, which is 0 to 255.
+        mean: subtracted after scaling, one number a channel in the order of ``channels``.
+        std: divides last, one number a channel.
+    """
+
+    height: int
+    width: int
+    channels: str = "RGB"
+    layout: Layout = Layout.CHW
+    resize: Resize = Resize.STRETCH
+    resize_to: int | None = None
+    fill: int = 0
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, dtype and graph shape of one input or output, and what clients may send for it beside tensors.
+
+    Attributes:
+        name: as the model file spells it, or as ``byoc.toml`` renames it.
         dtype: NumPy dtype; ``object`` for strings.
         shape: graph shape, ``None`` for a dynamic axis.
+        columns: names of the columns or keys that together are one record of this input, in order; empty if it has
+            none but its own name.
+        image: how image files become records of this input; ``None`` if they cannot.
+        padding_value: fills records that are shorter than the longest of their request along an open axis; ``None`` if
+            they all must have the same length.
     """
 
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[int | None, ...]
+    columns: tuple[str, ...] = ()
+    image: ImageSpec | None = None
+    padding_value: float | None = None
 
     @property
     def dtype_name(self) -> str:

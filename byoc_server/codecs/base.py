@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from byoc_server.types import Signature, Tensors
 
@@ -34,14 +34,47 @@ class DecodeOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Envelope:
+    """What a request says about its answer, in formats whose requests do.
+
+    Attributes:
+        id: given back in the answer; ``None`` if the request has none.
+        outputs: names of the outputs it wants, in order; empty = all.
+        binary: those of them, or of all, whose data it wants behind the JSON and not in it.
+    """
+
+    id: str | None = None
+    outputs: tuple[str, ...] = ()
+    binary: frozenset[str] = frozenset()
+
+
+class Enveloped(NamedTuple):
+    """Tensors of a request that also says something about its answer."""
+
+    tensors: Tensors
+    envelope: Envelope
+
+
+class Answer(NamedTuple):
+    """An encoded answer whose media type depends on what is in it."""
+
+    body: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
 class EncodeOptions:
     """What an encoder may know besides the tensors.
 
     Attributes:
         final_newline: whether line formats end with a newline.
+        envelope: what the request said about its answer; ``None`` in formats that say nothing.
+        model_name: of the model that answers, for formats that name it.
     """
 
     final_newline: bool = True
+    envelope: Envelope | None = None
+    model_name: str = "model"
 
 
 class Codec(Protocol):
@@ -50,7 +83,7 @@ class Codec(Protocol):
     A format that only requests come in has no ``encode``, and says so in its row.
     """
 
-    def decode(self, body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
+    def decode(self, body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped:
         """Read a request body into the inputs of the model.
 
         Raises:
@@ -59,7 +92,7 @@ class Codec(Protocol):
         """
         ...
 
-    def encode(self, tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
+    def encode(self, tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes | Answer:
         """Write the outputs of the model into a response body.
 
         Args:

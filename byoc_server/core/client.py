@@ -15,8 +15,9 @@ from byoc_server.batching.batcher import Batcher, Cancel
 from byoc_server.batching.collate import Infer
 from byoc_server.batching.policy import QueueLimits, Reply
 from byoc_server.errors import GpuUnavailable, ModelLoadError, NotReady, StartupError, Unavailable
+from byoc_server.models.adapter import Adapter
 from byoc_server.models.model import Model
-from byoc_server.types import Signature, Tensors
+from byoc_server.types import Tensors
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class InferenceClient(Protocol):
         ...
 
     @property
-    def signature(self) -> Signature:
-        """Inputs and outputs of the model.
+    def adapter(self) -> Adapter:
+        """What clients see of the model, and the way from there to its own inputs and outputs.
 
         Raises:
             Unavailable: it is not loaded.
@@ -69,9 +70,9 @@ class InferenceClient(Protocol):
         """Run one request.
 
         Args:
-            tensors: inputs that fit the signature.
+            tensors: inputs that fit the model's own signature.
             rows: records in them, as ``Signature.row_count`` counts.
-            reply: called once on the event loop with the outputs or the error, unless cancelled before.
+            reply: called once on the event loop with the model's own outputs or the error, unless cancelled before.
             deadline_s: in seconds of the monotonic clock.
 
         Raises:
@@ -117,11 +118,11 @@ class LocalClient:
         return self._status
 
     @property
-    def signature(self) -> Signature:
-        """Inputs and outputs of the model. Raises ``Unavailable``."""
+    def adapter(self) -> Adapter:
+        """What clients see of the model. Raises ``Unavailable``."""
         if self._model is None:
             raise self._status.refusal()
-        return self._model.signature
+        return self._model.adapter
 
     def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float) -> Cancel:
         """Run one request. See ``InferenceClient.infer``."""

@@ -21,12 +21,21 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from byoc_server.batching.batcher import Cancel
-from byoc_server.codecs.base import CODECS, BrokenLibraryError, DecodeOptions, EncodeOptions
+from byoc_server.codecs.base import (
+    CODECS,
+    Answer,
+    BrokenLibraryError,
+    Codec,
+    DecodeOptions,
+    EncodeOptions,
+    Envelope,
+    Enveloped,
+)
 from byoc_server.config import MIB, Settings
 from byoc_server.core.client import InferenceClient
 from byoc_server.errors import ByocError, InferenceFailed, NotAcceptable, PayloadTooLarge, TensorsTooLarge
@@ -42,6 +51,7 @@ from byoc_server.http.content_coding import (
 )
 from byoc_server.http.negotiation import choose_decoder, choose_encoder
 from byoc_server.http.responses import Header, Response, error_response
+from byoc_server.models.adapter import Adapter
 from byoc_server.telemetry.request_log import RequestLog
 from byoc_server.types import Signature, Tensors, tensor_bytes
 
@@ -85,11 +95,12 @@ class Head:
 class _Negotiated:
     """What a pair of Content-Type and Accept comes to."""
 
-    decode: Callable[[bytes, Signature, DecodeOptions], Tensors]
+    decode: Callable[[bytes, Signature, DecodeOptions], Tensors | Enveloped]
     decode_options: DecodeOptions
     decode_inline_options: DecodeOptions
     decode_inline_bytes: int
-    encode: Callable[[Tensors, Signature, EncodeOptions], bytes]
+    encode: Callable[[Tensors, Signature, EncodeOptions], bytes | Answer]
+    encode_options: EncodeOptions
     encode_inline_bytes: int
     content_type: Header
 
@@ -97,7 +108,7 @@ class _Negotiated:
 class _Request:
     """One request under way."""
 
-    __slots__ = ("body_bytes", "cancel", "cancelled", "formats", "head", "id", "reply", "rows", "signature")
+    __slots__ = ("adapter", "body_bytes", "cancel", "cancelled", "envelope", "formats", "head", "id", "reply", "rows")
 
     def __init__(self, head: Head, body_bytes: int, request_id: str, reply: Callable[[Response], None]) -> None:
         self.head = head
@@ -106,7 +117,8 @@ class _Request:
         self.reply = reply
         self.rows = 0
         self.formats: _Negotiated | None = None
-        self.signature: Signature | None = None
+        self.adapter: Adapter | None = None
+        self.envelope: Envelope | None = None
         self.cancel: Callable[[], object] | None = None
         self.cancelled = False
 
@@ -131,7 +143,6 @@ class InferencePath:
         self._timeout_s = settings.request_timeout_s
         self._echo = settings.echo_custom_attributes
         self._max_tensor_bytes = settings.max_queue_mib * MIB
-        self._encode_options = EncodeOptions(settings.final_newline)
         self._negotiated: dict[tuple[bytes | None, bytes | None], _Negotiated] = {}
         self._ids = _IdSource()
         self._loop = asyncio.get_running_loop()
@@ -155,8 +166,9 @@ class InferencePath:
         """
         request = _Request(head, len(body), self._ids.of(head), reply)
         try:
-            signature = request.signature = self._client.signature
-            formats = request.formats = self._negotiate(head)
+            adapter = request.adapter = self._client.adapter
+            formats = request.formats = self._negotiate(head, adapter)
+            signature = adapter.signature
             if coded is not None:
                 self._decode_coded(request, signature, formats, body, coded)
             elif len(body) > formats.decode_inline_bytes:
@@ -192,16 +204,21 @@ class InferencePath:
             self._decode_inline(request, signature, formats, small)
             return
 
-        def work() -> Tensors:
+        def work() -> Tensors | Enveloped:
             plain = decode(body, codings, limit_bytes, lease.grow_decoded_to) if small is None else small
             return formats.decode(plain, signature, formats.decode_options)
 
         self._offload(request, work, self._infer)
 
-    def _infer(self, request: _Request, tensors: Tensors) -> None:
-        assert request.signature is not None
-        request.rows = request.signature.row_count(tensors)
-        self._check_answer_size(request.rows, request.signature)
+    def _infer(self, request: _Request, decoded: Tensors | Enveloped) -> None:
+        if type(decoded) is Enveloped:
+            tensors, request.envelope = decoded
+        else:
+            tensors = cast(Tensors, decoded)
+        assert request.adapter is not None
+        signature = request.adapter.model_signature
+        request.rows = signature.row_count(tensors)
+        self._check_answer_size(request.rows, signature)
         deadline_s = request.head.arrived_s + self._timeout_s
         request.cancel = self._client.infer(tensors, request.rows, partial(self._on_outcome, request), deadline_s)
 
@@ -219,28 +236,30 @@ class InferencePath:
             self._fail(request, outcome)
             return
         try:
-            formats, signature = request.formats, request.signature
+            formats, adapter = request.formats, request.adapter
             assert formats is not None
-            assert signature is not None
+            assert adapter is not None
+            options = formats.encode_options
+            if request.envelope is not None:
+                options = replace(options, envelope=request.envelope)
             if tensor_bytes(outcome) > formats.encode_inline_bytes:
-                encode = partial(formats.encode, outcome, signature, self._encode_options)
+                encode = partial(formats.encode, outcome, adapter.signature, options)
                 coding = choose_answer_coding(_text(request.head.fields.get(ACCEPT_ENCODING)))
-                self._offload(request, lambda: encode_answer(encode(), coding), self._succeed_large)
+                self._offload(request, lambda: _encoded_answer(encode(), coding), self._succeed)
             else:
-                self._succeed(request, formats.encode(outcome, signature, self._encode_options))
+                self._succeed(request, (formats.encode(outcome, adapter.signature, options), ()))
         except Exception as error:
             self._fail(request, error)
 
-    def _succeed(self, request: _Request, body: bytes) -> None:
-        assert request.formats is not None
-        headers = [request.formats.content_type, (b"content-length", b"%d" % len(body))]
-        self._finish(request, Response(200, headers, body), None)
-
-    def _succeed_large(self, request: _Request, answer: tuple[bytes, Sequence[Header]]) -> None:
+    def _succeed(self, request: _Request, answer: tuple[bytes | Answer, Sequence[Header]]) -> None:
         assert request.formats is not None
         body, coded = answer
-        headers = [request.formats.content_type, (b"content-length", b"%d" % len(body)), *coded]
-        self._finish(request, Response(200, headers, body), None)
+        content_type = request.formats.content_type
+        if type(body) is Answer:
+            content_type = (b"content-type", body.media_type.encode())
+            body = body.body
+        headers = [content_type, (b"content-length", b"%d" % len(body)), *coded]
+        self._finish(request, Response(200, headers, cast(bytes, body)), None)
 
     def _fail(self, request: _Request, error: Exception) -> None:
         if isinstance(error, UnicodeEncodeError):
@@ -297,30 +316,31 @@ class InferencePath:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone, and so is the client
                 self._loop.call_soon_threadsafe(resume, future)
 
-    def _negotiate(self, head: Head) -> _Negotiated:
+    def _negotiate(self, head: Head, adapter: Adapter) -> _Negotiated:
         key = (head.content_type, head.accept)
         formats = self._negotiated.get(key)
         if formats is None:
             if len(self._negotiated) >= _NEGOTIATED_HEADS:
                 self._negotiated.clear()
-            formats = self._negotiated[key] = self._negotiate_anew(*key)
+            formats = self._negotiated[key] = self._negotiate_anew(*key, adapter)
         return formats
 
-    def _negotiate_anew(self, content_type: bytes | None, accept: bytes | None) -> _Negotiated:
-        settings, outputs = self._settings, len(self._client.signature.outputs)
+    def _negotiate_anew(self, content_type: bytes | None, accept: bytes | None, adapter: Adapter) -> _Negotiated:
+        settings, outputs = self._settings, len(adapter.signature.outputs)
         source, parameters = choose_decoder(_text(content_type), settings.default_content_type)
         target, name = choose_encoder(_text(accept), settings.default_accept, source, outputs)
         try:
-            decode, encode = source.load().decode, target.load().encode
+            decode, encode = _adapted(source.load(), target.load(), adapter)
         except BrokenLibraryError as error:  # it is out of the table now
             logger.error(str(error), exc_info=error.__cause__, extra={"event": "codec_broken"})
-            return self._negotiate_anew(content_type, accept)
+            return self._negotiate_anew(content_type, accept, adapter)
         return _Negotiated(
             decode,
             DecodeOptions(parameters, self._max_tensor_bytes),
             DecodeOptions(parameters, min(self._max_tensor_bytes, _INLINE_TENSOR_BYTES)),
             source.inline_bytes,
             encode,
+            EncodeOptions(settings.final_newline, None, adapter.model_name),
             target.inline_bytes,
             (b"content-type", name.encode()),
         )
@@ -338,6 +358,38 @@ class _IdSource:
         if head.inference_id:
             return head.inference_id[:_INFERENCE_ID_LENGTH].decode("latin-1")
         return f"{self._prefix}{next(self._numbers):x}"
+
+
+def _adapted(
+    source: Codec, target: Codec, adapter: Adapter
+) -> tuple[
+    Callable[[bytes, Signature, DecodeOptions], Tensors | Enveloped],
+    Callable[[Tensors, Signature, EncodeOptions], bytes | Answer],
+]:
+    """The decoder of one codec and the encoder of another, with what the adapter does behind and before them."""
+    decode, encode = source.decode, target.encode
+    prepare, present = adapter.prepare, adapter.present
+
+    def decode_and_prepare(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped:
+        decoded = decode(body, signature, options)
+        assert prepare is not None
+        if type(decoded) is Enveloped:
+            return Enveloped(prepare(decoded.tensors), decoded.envelope)
+        return prepare(cast(Tensors, decoded))
+
+    def present_and_encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes | Answer:
+        assert present is not None
+        return encode(present(tensors), signature, options)
+
+    return decode_and_prepare if prepare else decode, present_and_encode if present else encode
+
+
+def _encoded_answer(answer: bytes | Answer, coding: str | None) -> tuple[bytes | Answer, Sequence[Header]]:
+    """Apply a content coding to an answer."""
+    if type(answer) is Answer:
+        body, headers = encode_answer(answer.body, coding)
+        return Answer(body, answer.media_type), headers
+    return encode_answer(cast(bytes, answer), coding)
 
 
 def _text(header: bytes | None) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from byoc_server.batching.collate import Infer
 from byoc_server.batching.profile import BatchProfile
 from byoc_server.engines.base import Engine, EngineOptions, engine_for
+from byoc_server.models.adapter import Adapter
 from byoc_server.models.signature import find_signature
 from byoc_server.models.warmup import warm_up
 from byoc_server.types import BatchAxis, Signature
@@ -23,6 +24,7 @@ class Model:
         engine: owns its memory.
         infer: takes tensors with a record axis (without one where the signature has none).
         signature: verified by warm-up.
+        adapter: what clients see of it.
         profile: cost model.
         max_batch_size: rows of the largest batch to form.
         load_s: seconds it took to load and warm up.
@@ -31,6 +33,7 @@ class Model:
     engine: Engine
     infer: Infer
     signature: Signature
+    adapter: Adapter
     profile: BatchProfile
     max_batch_size: int
     load_s: float
@@ -69,4 +72,5 @@ def load_model(path: Path, options: EngineOptions, max_batch_size: int) -> Model
     largest = max_batch_size or warm.profile.best_batch_size
     if warm.signature.batch_axis is BatchAxis.ABSENT:
         largest = 1
-    return Model(engine, warm.infer, warm.signature, warm.profile, largest, time.perf_counter() - start_s)
+    adapter = Adapter(warm.signature, warm.signature)
+    return Model(engine, warm.infer, warm.signature, adapter, warm.profile, largest, time.perf_counter() - start_s)

@@ -13,7 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from byoc_server.codecs.base import CODECS, CodecEntry, DecodeOptions, codecs_by_media_type, media_types, request_codecs
+from byoc_server.codecs.base import (
+    CODECS,
+    Answer,
+    CodecEntry,
+    DecodeOptions,
+    Enveloped,
+    codecs_by_media_type,
+    media_types,
+    request_codecs,
+)
 from byoc_server.errors import ByocError
 from byoc_server.types import STRING, BatchAxis, Signature, Tensors
 from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, one, several
@@ -85,13 +94,13 @@ def test_what_is_written_reads_back(entry: CodecEntry, signature: Signature) -> 
     @LAWS
     @given(tensors(signature))
     def law(sent: Tensors) -> None:
-        body = codec.encode(sent, same, ENCODE)
+        body = body_of(codec.encode(sent, same, ENCODE))
         if entry.media_type == "application/json":
             predictions = orjson.loads(body)["predictions"]
             body = orjson.dumps({"instances" if signature.batched else "inputs": predictions})
         if not is_exact(entry, sent, signature):
             return
-        received = codec.decode(body, signature, OPTIONS)
+        received = tensors_of(codec.decode(body, signature, OPTIONS))
         for name, array in sent.items():
             assert received[name].dtype == array.dtype
             np.testing.assert_array_equal(received[name], array, strict=True)
@@ -99,9 +108,17 @@ def test_what_is_written_reads_back(entry: CodecEntry, signature: Signature) -> 
     law()
 
 
+def tensors_of(decoded: Tensors | Enveloped) -> Tensors:
+    return decoded.tensors if isinstance(decoded, Enveloped) else decoded
+
+
+def body_of(answer: bytes | Answer) -> bytes:
+    return answer.body if isinstance(answer, Answer) else answer
+
+
 def assert_tensors_or_refusal(entry: CodecEntry, body: bytes, signature: Signature, options: DecodeOptions) -> None:
     try:
-        result = entry.load().decode(body, signature, options)
+        result = tensors_of(entry.load().decode(body, signature, options))
     except ByocError as error:
         refusal = error
     else:
@@ -220,7 +237,7 @@ def test_damaged_bodies(entry: CodecEntry) -> None:
     @given(st.data())
     def law(data: st.DataObject) -> None:
         signature = data.draw(st.sampled_from(SIGNATURES))
-        body = bytearray(entry.load().encode(data.draw(tensors(signature)), echo(signature), ENCODE))
+        body = bytearray(body_of(entry.load().encode(data.draw(tensors(signature)), echo(signature), ENCODE)))
         for _ in range(data.draw(st.integers(1, 3))):
             body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
         start = data.draw(st.integers(0, 3))

@@ -45,7 +45,7 @@ def test_it_is_not_ready_until_the_model_is_loaded(model_path: Path) -> None:
         assert state(local) is ModelState.LOADING
         assert "loading" in local.status.reason
         with pytest.raises(NotReady):
-            _ = local.signature
+            _ = local.adapter
         with pytest.raises(NotReady):
             local.infer({}, 1, lambda outcome: None, 1e12)
         gate.set()
@@ -96,7 +96,7 @@ def test_a_missing_gpu_is_the_answer_and_not_the_end(caplog: pytest.LogCaptureFi
         await asyncio.wait_for(local.settled(), 10)
         assert state(local) is ModelState.FAILED
         with pytest.raises(GpuUnavailable, match=r"libcuda\.so\.1 is not here") as first:
-            _ = local.signature
+            _ = local.adapter
         with pytest.raises(GpuUnavailable, match="--gpus all") as second:
             local.infer({}, 1, lambda outcome: None, 1e12)
         assert first.value is not second.value  # or it would gather the traces of all requests

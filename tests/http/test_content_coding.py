@@ -38,6 +38,7 @@ from byoc_server.http.content_coding import (
 )
 from byoc_server.http.inference import InferencePath
 from byoc_server.http.invocations import InvocationsEndpoint
+from byoc_server.models.adapter import Adapter
 from byoc_server.telemetry.request_log import RequestLog
 from byoc_server.types import Signature, Tensors, TensorSpec
 from tests.onnx_models import identity
@@ -402,7 +403,8 @@ class Client:
 
     def __init__(self) -> None:
         self.status = ModelStatus(ModelState.READY)
-        self.signature = Signature((TensorSpec("x", np.dtype(np.float32), (None, 2)),), ())
+        signature = Signature((TensorSpec("x", np.dtype(np.float32), (None, 2)),), ())
+        self.adapter = Adapter(signature, signature)
         self.replies: list[Reply] = []
 
     def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float) -> Any:

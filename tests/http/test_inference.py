@@ -20,6 +20,7 @@ from byoc_server.config import Settings
 from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.http.inference import Head, InferencePath
 from byoc_server.http.responses import Response
+from byoc_server.models.adapter import Adapter
 from byoc_server.telemetry.request_log import RequestLog
 from byoc_server.types import STRING, Signature, Tensors, TensorSpec
 
@@ -34,6 +35,10 @@ class Client:
         self.replies: list[Reply] = []
         self.status = ModelStatus(ModelState.READY)
         self.signature = Signature((TensorSpec("x", F32, (None, 2)),), (TensorSpec("y", F32, (None, None)),))
+
+    @property
+    def adapter(self) -> Adapter:
+        return Adapter(self.signature, self.signature)
 
     def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float) -> Any:
         if self.outputs is None:
