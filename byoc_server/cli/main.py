@@ -75,11 +75,13 @@ def _add_serve(commands: _Commands) -> None:
 def _add_info(commands: _Commands) -> None:
     parser = commands.add_parser(
         "info",
-        help="print what this machine offers: CPU, GPUs, driver, CUDA compatibility, ONNX Runtime",
-        description="Print what this machine or container offers and what the server would make of it. Reads the "
-        "same BYOC_* variables as `byoc serve`; starts no server.",
+        help="print what this machine offers, or what a model takes, with a request in every format",
+        description="Without MODEL: print what this machine or container offers and what the server would make of it. "
+        "With MODEL: load it, and print what clients see of it and a curl command in every format. Reads the same "
+        "BYOC_* variables as `byoc serve`; starts no server.",
         allow_abbrev=False,
     )
+    parser.add_argument("model", metavar="MODEL", nargs="?", default="", help="model file, or folder that holds one")
     parser.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
 
 
@@ -142,14 +144,21 @@ def _serve(flags: Mapping[str, str]) -> int:
 
 
 def _info(options: Mapping[str, Any]) -> int:
-    from byoc_server.cli.info import as_json, as_text, collect  # noqa: PLC0415  # serving must not pay for it
-
     try:
-        facts = collect(load_settings({}, os.environ), os.environ)
+        settings = load_settings({}, os.environ)
+        if options["model"]:
+            from byoc_server.cli import model_info  # noqa: PLC0415  # serving must not pay for it
+
+            text = model_info.run(settings, options["model"], os.environ, as_json=options["as_json"])
+        else:
+            from byoc_server.cli import info  # noqa: PLC0415  # nor for this
+
+            facts = info.collect(settings, os.environ)
+            text = info.as_json(facts) if options["as_json"] else info.as_text(facts)
     except StartupError as error:
         print(f"byoc info: error: {error.message}", file=sys.stderr)
         return 1
-    print(as_json(facts) if options["as_json"] else as_text(facts))
+    print(text)
     return 0
 
 

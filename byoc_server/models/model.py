@@ -28,6 +28,7 @@ class Model:
         profile: cost model.
         max_batch_size: rows of the largest batch to form.
         load_s: seconds it took to load and warm up.
+        open_axis: length of open axes with which it ran on made-up inputs; ``None`` if it took none.
     """
 
     engine: Engine
@@ -37,6 +38,7 @@ class Model:
     profile: BatchProfile
     max_batch_size: int
     load_s: float
+    open_axis: int | None = None
 
     @property
     def facts(self) -> Mapping[str, object]:
@@ -73,4 +75,13 @@ def load_model(path: Path, options: EngineOptions, max_batch_size: int) -> Model
     if warm.signature.batch_axis is BatchAxis.ABSENT:
         largest = 1
     adapter = Adapter(warm.signature, warm.signature)
-    return Model(engine, warm.infer, warm.signature, adapter, warm.profile, largest, time.perf_counter() - start_s)
+    return Model(
+        engine,
+        warm.infer,
+        warm.signature,
+        adapter,
+        warm.profile,
+        largest,
+        time.perf_counter() - start_s,
+        warm.open_axis,
+    )

@@ -37,11 +37,13 @@ class WarmUp:
         signature: as declared, or corrected where the model turned out to behave otherwise.
         infer: takes tensors with a record axis, whatever the model's own batch axis is.
         profile: cost model; without rungs if no made-up input ran.
+        open_axis: length of open axes with which made-up inputs ran; ``None`` if none did.
     """
 
     signature: Signature
     infer: Infer
     profile: BatchProfile
+    open_axis: int | None = None
 
 
 def warm_up(
@@ -82,7 +84,7 @@ def warm_up(
             logger.warning(text, rows, str(error).partition("\n")[0], extra={"event": "warm_up"})
             raise
 
-    return WarmUp(signature, run, climb(measure, largest, _BUDGET_S))
+    return WarmUp(signature, run, climb(measure, largest, _BUDGET_S), open_axis)
 
 
 def make_example(signature: Signature, rows: int, open_axis: int) -> Tensors:

@@ -1,0 +1,203 @@
+"""Requests as a client would write them, in every format: for ``byoc info MODEL`` and for tests.
+
+Where a format has the same form both ways, its own encoder writes the request; the others have a writer here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import orjson
+
+from byoc_server.codecs.base import CodecEntry, DecodeOptions, EncodeOptions
+from byoc_server.codecs.json import records, serializable
+from byoc_server.codecs.protobuf_wire import encode_varints, field
+from byoc_server.errors import InvalidPayload
+from byoc_server.types import STRING, Array, ImageSpec, Signature, Tensors, TensorSpec
+
+
+class Example(NamedTuple):
+    """A request.
+
+    Attributes:
+        content_type: with what parameters it takes.
+        body: of the request.
+    """
+
+    content_type: str
+    body: bytes
+
+
+def example_request(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
+    """Write a request.
+
+    Args:
+        entry: the format; its library is installed.
+        tensors: every input, of one record.
+        signature: of the model, as clients see it.
+
+    Raises:
+        ByocError: requests for this model cannot come in this format; the message says why.
+    """
+    write = _WRITERS.get(entry.media_type, _as_answer)
+    example = write(entry, tensors, signature)
+    _, _, parameters = example.content_type.partition(";")
+    pairs = dict(pair.strip().split("=", 1) for pair in parameters.split(";") if pair)
+    entry.load().decode(example.body, signature, DecodeOptions(pairs))  # raises where the format cannot carry them
+    return example
+
+
+def _as_answer(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
+    """Formats whose requests look like their answers."""
+    if entry.sole_output:
+        _sole_input(entry, signature)
+    same = Signature(signature.inputs, signature.inputs, signature.batch_axis, signature.batch_size)
+    body = entry.load().encode(tensors, same, EncodeOptions(final_newline=False))
+    return Example(entry.media_type, cast(bytes, body))
+
+
+def _document(tensors: Tensors, signature: Signature) -> dict[str, object]:
+    if not signature.batched:
+        return {"inputs": {name: serializable(array) for name, array in tensors.items()}}
+    if signature.sole_input is not None:
+        return {"instances": serializable(tensors[signature.sole_input.name])}
+    return {"instances": records(tensors, Signature(signature.inputs, signature.inputs, signature.batch_axis))}
+
+
+def _json(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
+    body = orjson.dumps(_document(tensors, signature), option=orjson.OPT_SERIALIZE_NUMPY)
+    return Example(entry.media_type, body)
+
+
+def _msgpack(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
+    import msgpack  # noqa: PLC0415  # an optional package
+
+    document = orjson.loads(_json(entry, tensors, signature).body)
+    return Example(entry.media_type, cast(bytes, msgpack.packb(document, use_single_float=True)))
+
+
+def _libsvm(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
+    spec = _sole_input(entry, signature)
+    if spec.dtype == STRING:
+        raise InvalidPayload(f"{entry.media_type} carries no strings, as {spec.describe()} takes")
+    numbers = tensors[spec.name].ravel().tolist()
+    return Example(entry.media_type, " ".join(["0", *(f"{i}:{n:g}" for i, n in enumerate(numbers))]).encode())
+
+
+def _recordio(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
+    name_of = {signature.sole_input.name: "values"} if signature.sole_input else {}
+    record = b""
+    for name, array in tensors.items():
+        values = array[0] if signature.batched else array
+        number, content = _record_tensor(values)
+        if values.ndim > 1 and number != _RECORD_BYTES:
+            content += field(3, encode_varints(np.array(values.shape, np.uint64))[0])
+        entry_name = name_of.get(name, name).encode()
+        record += field(1, field(1, entry_name) + field(2, field(number, content)))
+    return Example(entry.media_type, struct.pack("<II", 0xCED7230A, len(record)) + record + bytes(-len(record) % 4))
+
+
+_RECORD_BYTES = 9
+
+
+def _record_tensor(values: Array) -> tuple[int, bytes]:
+    """Number and content of a tensor in the ``Value`` of a SageMaker ``Record``."""
+    if values.dtype == STRING:
+        return _RECORD_BYTES, b"".join(field(1, str(text).encode()) for text in values.ravel())
+    if values.dtype == np.float64:
+        return 3, field(1, np.ascontiguousarray(values, "<f8").tobytes())
+    if values.dtype.kind == "f":
+        return 2, field(1, np.ascontiguousarray(values, "<f4").tobytes())
+    return 7, field(1, _varints(values))
+
+
+def _tfexample(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
+    features = b""
+    for name, array in tensors.items():
+        values = array[0] if signature.batched else array
+        if values.dtype == STRING:
+            feature = field(1, b"".join(field(1, str(text).encode()) for text in values.ravel()))
+        elif values.dtype.kind == "f":
+            feature = field(2, field(1, np.ascontiguousarray(values, "<f4").tobytes()))
+        else:
+            feature = field(3, field(1, _varints(values)))
+        features += field(1, field(1, name.encode()) + field(2, feature))
+    return Example(entry.media_type, field(1, features))
+
+
+def _varints(values: Array) -> bytes:
+    return encode_varints(values.astype(np.int64).view(np.uint64).ravel())[0]
+
+
+def _open_inference(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
+    """The binary form of the Open Inference Protocol: a JSON header, then the data of all inputs."""
+    inputs, data = [], b""
+    for name, array in tensors.items():
+        if array.dtype == STRING:
+            texts = [str(text).encode() for text in array.ravel()]
+            content = b"".join(struct.pack("<I", len(text)) + text for text in texts)
+        else:
+            content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        inputs.append(
+            {
+                "name": name,
+                "shape": list(array.shape),
+                "datatype": open_inference_datatype(array.dtype),
+                "parameters": {"binary_data_size": len(content)},
+            }
+        )
+        data += content
+    header = orjson.dumps({"inputs": inputs})
+    return Example(f"{entry.media_type};json-header-size={len(header)}", header + data)
+
+
+def open_inference_datatype(dtype: np.dtype[Any]) -> str:
+    """What the Open Inference Protocol calls a dtype: ``FP32``, ``INT64``, ``BYTES``."""
+    if dtype == STRING:
+        return "BYTES"
+    prefix = {"f": "FP", "i": "INT", "u": "UINT", "b": "BOOL"}[dtype.kind]
+    return prefix if dtype.kind == "b" else f"{prefix}{dtype.itemsize * 8}"
+
+
+def _image(entry: CodecEntry, _: Tensors, signature: Signature) -> Example:
+    spec = signature.sole_input
+    if spec is None or spec.image is None:
+        raise InvalidPayload("the model has no sole input that byoc.toml declares to be an image")
+    return Example(entry.media_type, image_file(spec.image, entry.media_type))
+
+
+def image_file(image: ImageSpec, media_type: str) -> bytes:
+    """A grey image of just the size that an input takes; PNG unless the media type says otherwise."""
+    import io  # noqa: PLC0415  # only here
+
+    from PIL import Image  # noqa: PLC0415  # an optional package
+
+    file = io.BytesIO()
+    kind = {"image/jpeg": "JPEG", "image/webp": "WEBP"}.get(media_type, "PNG")
+    Image.new("RGB", (image.width, image.height), (127, 127, 127)).save(file, kind)
+    return file.getvalue()
+
+
+def _sole_input(entry: CodecEntry, signature: Signature) -> TensorSpec:
+    if signature.sole_input is None:
+        raise InvalidPayload(f"{entry.media_type} carries one input, the model has {len(signature.inputs)}")
+    return signature.sole_input
+
+
+_Writer = Callable[[CodecEntry, Tensors, Signature], Example]
+
+_WRITERS: Mapping[str, _Writer] = {
+    "application/json": _json,
+    "application/msgpack": _msgpack,
+    "text/libsvm": _libsvm,
+    "application/x-recordio-protobuf": _recordio,
+    "application/x-tfexample": _tfexample,
+    "application/vnd.sagemaker-triton.binary+json": _open_inference,
+    "image/jpeg": _image,
+    "image/png": _image,
+    "image/webp": _image,
+    "application/x-image": _image,
+}
