@@ -1,5 +1,7 @@
 """Bytes in JSON: ``{"b64": "..."}`` wherever a value may stand, as TensorFlow Serving takes them.
 
+What the bytes are depends on the input: text, elements, or an image file (``records``).
+
 The alphabet is the standard one with padding (RFC 4648, section 4, October 2006; TensorFlow Serving's RESTful API,
 "Encoding binary values").
 """

@@ -14,6 +14,7 @@ import orjson
 
 from byoc_server.codecs.base import CodecEntry, DecodeOptions, EncodeOptions
 from byoc_server.codecs.json import records, serializable
+from byoc_server.codecs.media_type import parse_media_type
 from byoc_server.codecs.protobuf_wire import encode_varints, field
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import STRING, Array, ImageSpec, Signature, Tensors, TensorSpec
@@ -44,9 +45,10 @@ def example_request(entry: CodecEntry, tensors: Tensors, signature: Signature) -
     """
     write = _WRITERS.get(entry.media_type, _as_answer)
     example = write(entry, tensors, signature)
-    _, _, parameters = example.content_type.partition(";")
-    pairs = dict(pair.strip().split("=", 1) for pair in parameters.split(";") if pair)
-    entry.load().decode(example.body, signature, DecodeOptions(pairs))  # raises where the format cannot carry them
+    media_type = parse_media_type(example.content_type)
+    assert media_type is not None
+    options = DecodeOptions(media_type.parameters)
+    entry.load().decode(example.body, signature, options)  # raises where the format cannot carry them
     return example
 
 
@@ -83,8 +85,8 @@ def _libsvm(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Exampl
     spec = _sole_input(entry, signature)
     if spec.dtype == STRING:
         raise InvalidPayload(f"{entry.media_type} carries no strings, as {spec.describe()} takes")
-    numbers = tensors[spec.name].ravel().tolist()
-    return Example(entry.media_type, " ".join(["0", *(f"{i}:{n:g}" for i, n in enumerate(numbers))]).encode())
+    numbers = tensors[spec.name].ravel().astype(object) + 0  # booleans become integers
+    return Example(entry.media_type, " ".join(["0", *(f"{i}:{n}" for i, n in enumerate(numbers))]).encode())
 
 
 def _recordio(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:

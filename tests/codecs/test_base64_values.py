@@ -5,20 +5,25 @@ from __future__ import annotations
 import base64
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgpack import packb
 from onnx import TensorProto
+from PIL import Image
 
-from byoc_server.codecs import json, jsonlines
-from byoc_server.codecs.base import codecs_by_media_type
-from byoc_server.errors import InvalidPayload
-from byoc_server.types import Array, Signature
+from byoc_server.codecs import json, jsonlines, msgpack
+from byoc_server.codecs.base import BrokenLibraryError, CodecEntry, DecodeOptions, codecs_by_media_type
+from byoc_server.errors import InvalidPayload, TensorsTooLarge, UnsupportedMediaType
+from byoc_server.types import Array, ImageSpec, Layout, Signature
+from tests.codecs.images import saved, taking_images
 from tests.codecs.signatures import ABSENT, OPTIONS, assert_same, one, several, texts
 from tests.codecs.test_roundtrip import LAWS, SIGNATURES, assert_tensors_or_refusal, scalars
 from tests.onnx_models import identity
@@ -30,7 +35,7 @@ def b64(data: bytes | str) -> dict[str, str]:
 
 
 def read(document: object, signature: Signature) -> Any:
-    tensors = json.decode(orjson.dumps(document), signature, OPTIONS)
+    tensors: Any = json.decode(orjson.dumps(document), signature, OPTIONS)
     return tensors[signature.inputs[0].name] if signature.sole_input else tensors
 
 
@@ -149,7 +154,12 @@ def test_hostile_bodies_stay_linear(body: bytes) -> None:
     assert time.monotonic() - start_s < 5
 
 
-values = st.binary(max_size=6).map(b64) | st.builds(lambda v: {"b64": v}, scalars) | scalars
+values = (
+    st.binary(max_size=6).map(b64)
+    | st.builds(lambda shade: b64(shades(shade)[0]), st.integers(0, 255))
+    | st.builds(lambda v: {"b64": v}, scalars)
+    | scalars
+)
 any_document = st.recursive(
     values,
     lambda inner: (
@@ -164,13 +174,92 @@ def test_any_document_gives_tensors_or_a_refusal() -> None:
     """Checklist 36 and 41."""
 
     @LAWS
-    @given(any_document, st.sampled_from([*SIGNATURES, IMAGES, one("uint8", (None, 2, 1))]))
+    @given(any_document, st.sampled_from([*SIGNATURES, IMAGES, GREYS, one("uint8", (None, 2, 1))]))
     def law(document: object, signature: Signature) -> None:
         body = orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
         for name in ("application/json", "application/jsonlines"):
             assert_tensors_or_refusal(codecs_by_media_type()[name], body, signature, OPTIONS)
 
     law()
+
+
+def shades(*values: int) -> list[bytes]:
+    """PNG files of one colour each."""
+    return [saved(Image.new("RGB", (20, 10), (value, value, value)), "PNG") for value in values]
+
+
+TEN = np.full((1, 2), 10, np.uint8)
+GREYS = taking_images(ImageSpec(1, 2, "L", Layout.HW, scale=0.5), (None, 1, 2))
+
+
+@pytest.mark.parametrize("form", ["instances", "inputs", "list", "objects", "columns", "lines", "msgpack"])
+def test_several_images(form: str) -> None:
+    """Checklist 80: one image a record, for an input that takes them."""
+    files = shades(10, 20, 30)
+    values = [b64(file) for file in files]
+    document: Any = {
+        "instances": {"instances": values},
+        "inputs": {"inputs": {"x": values}},
+        "objects": {"instances": [{"x": value} for value in values]},
+        "columns": {"x": values},
+    }.get(form, values)
+    tensors: Any
+    if form == "lines":
+        tensors = jsonlines.decode(b"\n".join(map(orjson.dumps, values)), GREYS, OPTIONS)
+    elif form == "msgpack":
+        tensors = msgpack.decode(packb({"instances": files}), GREYS, OPTIONS)
+    else:
+        tensors = json.decode(orjson.dumps(document), GREYS, OPTIONS)
+    assert_same(tensors["x"], np.array([[[5, 5]], [[10, 10]], [[15, 15]]], np.float32))
+
+
+def test_an_image_among_other_values() -> None:
+    (file,) = shades(10)
+    assert_same(read([b64(file), [[1, 2]]], GREYS), np.array([[[5, 5]], [[1, 2]]], np.float32))
+    assert_same(read(b64(file), taking_images(ImageSpec(1, 2, "L", Layout.HW), (1, 2), "uint8", ABSENT)), TEN)
+    image = taking_images(ImageSpec(1, 2), (None, 3, 1, 2), "uint8").inputs[0]
+    words = WORDS.inputs[0]
+    signature = Signature((image, replace(words, name="note")), GREYS.outputs)
+    tensors = read({"instances": [{"x": b64(file), "note": b64("a")}]}, signature)
+    assert_same(tensors["x"], np.full((1, 3, 1, 2), 10, np.uint8))
+    assert_same(tensors["note"], texts(["a"]))
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([b64("a")], "body[0]: it is no JPEG, PNG or WebP file"),
+        ({"instances": [b64(shades(1)[0]), b64(shades(1)[0][:-1])]}, "instances[1]: the PNG is truncated"),
+        ([[[b64(shades(1)[0]), 1]]], "body[0][0][0]: expected a number (float32) for input 'x', got"),
+    ],
+)
+def test_images_that_cannot_be_read(document: object, message: str) -> None:
+    assert refusal(document, GREYS).startswith(message)
+
+
+def test_what_images_count_for() -> None:
+    """Checklist 84: no image, however small, is free of cost: a few are decoded on the event loop, not hundreds."""
+    body = orjson.dumps([b64(file) for file in shades(1, 2)])
+    cost = 2 * (8 + 2 * 200 + 32 * 1024)
+    enough: Any = json.decode(body, GREYS, DecodeOptions({}, max_tensor_bytes=cost + 8 * 200))
+    assert len(enough["x"]) == 2
+    for limit, words in (
+        (cost - 1, r"body\[1\]: the records of"),
+        (cost + 8 * 200 - 1, r"body\[1\]: an image of 20 x 10"),
+    ):
+        with pytest.raises(TensorsTooLarge, match=words):
+            json.decode(body, GREYS, DecodeOptions({}, max_tensor_bytes=limit))
+
+
+@pytest.mark.parametrize("state", ["missing", "broken"])
+def test_without_the_library(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checklist 81: the extra is named."""
+    if state == "missing":
+        monkeypatch.setattr(CodecEntry, "installed", False)
+    else:
+        monkeypatch.setattr(CodecEntry, "load", Mock(side_effect=BrokenLibraryError("no")))
+    with pytest.raises(UnsupportedMediaType, match=r"instances\[0\]: images are not read here .*byoc-server\[image\]"):
+        json.decode(orjson.dumps({"instances": [b64(shades(1)[0])]}), GREYS, OPTIONS)
 
 
 def test_over_a_socket(tmp_path: Path) -> None:
