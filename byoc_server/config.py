@@ -174,12 +174,14 @@ class Settings:
         512, _integer(1, 1048576), "MiB of bodies and tensors that may be held for waiting requests; more get 503"
     )
     default_content_type: str = _setting(
-        "application/json", _media_type, "media type of a request without Content-Type"
+        "",
+        _media_type,
+        "media type of a request without Content-Type; empty: what byoc.toml says, else application/json",
     )
     default_accept: str = _setting(
-        "application/json",
+        "",
         _media_type,
-        "media type of the answer when Accept is missing or */*",
+        "media type of the answer when Accept is missing or */*; empty: what byoc.toml says, else application/json",
         sagemaker=["SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"],
     )
     final_newline: bool = _setting(

@@ -75,12 +75,14 @@ class ImageSpec:
         channels: ``RGB``, ``BGR`` or ``L`` (grey).
         layout: see ``Layout``.
         resize: see ``Resize``.
-        resize_to: length in pixels that the shorter side gets before ``Resize.CROP`` cuts the middle out; ``None`` =
-            just enough to cover the size.
+        resize_to: length in pixels that the shorter side gets before ``Resize.CROP`` cuts the middle out, no less than
+            ``height`` and ``width``; ``None`` = just enough to cover the size.
         fill: value of pixels, 0 to 255, beside an image in ``Resize.PAD``.
         scale: factor of every pixel value, which is 0 to 255.
         mean: subtracted after scaling, one number a channel in the order of ``channels``.
         std: divides last, one number a channel.
+        shrink_on_load: whether a JPEG may be decoded at a half, a quarter or an eighth of its size, where that is still
+            as large as needed: about twice as fast, but its pixels are not those of the whole image made smaller.
     """
 
     height: int
@@ -93,6 +95,7 @@ class ImageSpec:
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    shrink_on_load: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ class TensorSpec:
     shape: tuple[int | None, ...]
     columns: tuple[str, ...] = ()
     image: ImageSpec | None = None
-    padding_value: float | None = None
+    padding_value: float | str | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -176,6 +179,11 @@ class Signature:
     def record_shape_is_fixed(self) -> bool:
         """Whether every record of every request has the same shapes, so that any two can share a batch."""
         return all(None not in shape for shape in self.record_shapes.values())
+
+    @cached_property
+    def has_columns(self) -> bool:
+        """Whether any input is made up of columns with names of their own."""
+        return any(spec.columns for spec in self.inputs)
 
     @cached_property
     def answer_record_bytes(self) -> int:

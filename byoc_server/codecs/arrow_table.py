@@ -1,7 +1,8 @@
 """Columns of an Arrow table <-> tensors; what the Arrow and Parquet codecs share.
 
 A model with one input takes one column for it, or as many columns side by side as a record has values, in order. A
-model with several inputs takes one column for each, by name. A cell is a number, a boolean or a string, or a list of
+model with several inputs takes one column for each, by name. An input with columns of its own takes those, by name and
+in any order, or one column of its own name. A cell is a number, a boolean or a string, or a list of
 them: lists of one length are the axes of a record. Without a batch axis a table has one row, whose cells are the
 tensors, or its rows are axis 0.
 
@@ -18,7 +19,8 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from byoc_server.codecs.conform import conform_array, convert, require_equal_rows, require_inputs, shape_text
+from byoc_server.codecs.conform import conform_array, convert, first_misfit, require_equal_rows, shape_text
+from byoc_server.codecs.named_columns import is_by_column, require_fields
 from byoc_server.codecs.walk import shown
 from byoc_server.errors import InvalidPayload, NotAcceptable, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
@@ -62,7 +64,7 @@ def require_layout(names: Sequence[str], signature: Signature) -> None:
     """
     if not names:
         raise InvalidPayload("the table has no columns", field="columns", expected="a column per input", got="none")
-    if signature.sole_input is not None:
+    if signature.sole_input is not None and not signature.has_columns:
         wanted = _columns_of(signature.sole_input, signature)
         if len(names) > 1 and wanted is not None and len(names) != wanted:
             expected = "one column" if wanted == 1 else f"{wanted} columns or one of lists"
@@ -73,7 +75,7 @@ def require_layout(names: Sequence[str], signature: Signature) -> None:
                 got=f"{len(names)} columns",
             )
         return
-    require_inputs(names, signature, "columns")
+    require_fields(names, signature, "columns")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidPayload(
@@ -138,10 +140,9 @@ def tensors_from_batch(table: Any, signature: Signature, max_tensor_bytes: int) 
     names = table.schema.names
     sole = signature.sole_input
     budget = _Budget(max_tensor_bytes)
-    if sole is None:
-        columns = dict(zip(names, table.columns, strict=True))
+    if sole is None or signature.has_columns:
         return require_equal_rows(
-            {s.name: _one_column(columns[s.name], s.name, s, signature, budget) for s in signature.inputs}, signature
+            {spec.name: _named_columns(table, names, spec, signature, budget) for spec in signature.inputs}, signature
         )
     if len(names) == 1:
         return {sole.name: _one_column(table.column(0), names[0], sole, signature, budget)}
@@ -164,6 +165,13 @@ class _Budget:
                 expected=f"at most {self._limit} bytes",
                 got=f"shape {shape_text(tuple(shape))}",
             )
+
+
+def _named_columns(table: Any, names: Sequence[str], spec: TensorSpec, signature: Signature, budget: _Budget) -> Array:
+    columns = spec.columns if is_by_column(spec, names) else (spec.name,)
+    if len(columns) == 1:
+        return _one_column(table.column(columns[0]), columns[0], spec, signature, budget)
+    return _side_by_side(table.select(list(columns)), spec, signature, budget)
 
 
 def _one_column(column: Any, name: str, spec: TensorSpec, signature: Signature, budget: _Budget) -> Array:
@@ -385,14 +393,8 @@ def _missing(index: int, shape: Sequence[int], where: str, expected: str) -> Inv
 
 
 def _misfit(array: Array, spec: TensorSpec, shape: Sequence[int], where: str) -> InvalidPayload:
-    """Find the first value that does not convert: a part of an array converts if each value of it does."""
-    low, high = 0, len(array)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if convert(array[low:middle], spec.dtype) is None:
-            high = middle
-        else:
-            low = middle
+    """Name the first value that does not convert."""
+    low = first_misfit(array, spec.dtype)
     return _inconvertible(array[low : low + 1].tolist()[0], array.dtype, spec, f"{where}, {_place(low, shape)}")
 
 

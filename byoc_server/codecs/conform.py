@@ -24,6 +24,8 @@ from byoc_server.errors import InvalidPayload
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 
 _NUMBERS = {int, float, bool}
+_MAX_RANK = 32
+"""NumPy converts no arrays of more axes, though it makes them."""
 
 
 def records_to_array(
@@ -62,6 +64,8 @@ def _loose_array(values: Sequence[object], dtype: np.dtype[np.generic]) -> Array
     """
     try:
         array = np.array(values, dtype=object)
+        if array.ndim > _MAX_RANK:
+            return None
         if dtype == STRING:
             return array
         leaves = array.ravel().tolist()
@@ -101,6 +105,23 @@ def convert(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
     else:
         keeps = kind == "b" or (kind in "iuf" and _fits_integer(array, dtype))
     return np.array(array, dtype=dtype, order="C") if keeps else None
+
+
+def first_misfit(array: Array, dtype: np.dtype[np.generic]) -> int:
+    """Find the first value, counted as if the array were flat, for which ``convert`` gives ``None``.
+
+    Args:
+        array: does not convert as a whole.
+        dtype: the target.
+    """
+    flat, low, high = array.ravel(), 0, array.size
+    while high - low > 1:  # a part of an array converts if each value of it does
+        middle = (low + high) // 2
+        if convert(flat[low:middle], dtype) is None:
+            high = middle
+        else:
+            low = middle
+    return low
 
 
 def _texts(array: Array) -> Array | None:
@@ -222,13 +243,19 @@ def require_equal_rows(tensors: Tensors, signature: Signature) -> Tensors:
     return tensors
 
 
-def require_inputs(names: Sequence[str], signature: Signature, field: str) -> None:
+def require_inputs(names: Sequence[str], signature: Signature, field: str, wanted: Sequence[str] | None = None) -> None:
     """Check that ``names`` are just the inputs of the model.
+
+    Args:
+        names: that came.
+        signature: of the model.
+        field: how error messages call the place.
+        wanted: what the names are to be; the names of the inputs if it is not given.
 
     Raises:
         InvalidPayload: listing what is missing, what is unknown, and the inputs there are.
     """
-    known = signature.input_by_name
+    known = dict.fromkeys(signature.input_by_name if wanted is None else wanted)
     given = set(names)
     missing = [name for name in known if name not in given]
     unknown = [name for name in names if name not in known]
@@ -239,7 +266,7 @@ def require_inputs(names: Sequence[str], signature: Signature, field: str) -> No
         faults.append(f"missing {', '.join(map(repr, missing))}")
     if unknown:
         faults.append(f"unknown {', '.join(shown(name) for name in unknown[:5])}")
-    expected = ", ".join(spec.describe() for spec in signature.inputs)
+    expected = ", ".join(_described(spec) for spec in signature.inputs)
     prefix = f"{field}: " if field else ""
     raise InvalidPayload(
         f"{prefix}{'; '.join(faults)}; the model's inputs are {expected}",
@@ -247,6 +274,11 @@ def require_inputs(names: Sequence[str], signature: Signature, field: str) -> No
         expected=expected,
         got=", ".join(shown(name) for name in names[:20]) or "nothing",
     )
+
+
+def _described(spec: TensorSpec) -> str:
+    columns = f" (columns {', '.join(map(repr, spec.columns))})" if spec.columns else ""
+    return spec.describe() + columns
 
 
 def shape_text(shape: tuple[int | None, ...]) -> str:

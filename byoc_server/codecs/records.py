@@ -7,36 +7,51 @@ object with one key per input. The object forms are those of SageMaker's common 
 * ``{"features": VALUE}``
 * ``{"data": {"features": {"values": VALUE}}}``
 * sparse, wherever a VALUE may stand: ``{"keys": [...], "shape": [...], "values": [...]}``
-* by input name: ``{NAME: VALUE, ...}``
+* by input name: ``{NAME: VALUE, ...}``, or by the columns of an input that has some: ``{COLUMN: ELEMENT, ...}``
 
-``bytes`` are the UTF-8 of a string, or the whole VALUE of a uint8 input. An array is a whole VALUE, or all of them.
+``bytes`` are the UTF-8 of a string, or a whole VALUE: an image file for an input that takes images, else the elements
+of a uint8 input. An array is a whole VALUE, or all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
-from byoc_server.codecs.base import DecodeOptions
+from byoc_server.codecs.base import BrokenLibraryError, DecodeOptions, codecs_by_media_type
 from byoc_server.codecs.conform import (
     conform_array,
     convert,
     fits,
     records_to_array,
     require_equal_rows,
-    require_inputs,
     shape_text,
 )
+from byoc_server.codecs.image_header import read_header
+from byoc_server.codecs.named_columns import (
+    Cell,
+    cells_of_records,
+    columns_of_records,
+    fault_of_cell,
+    require_fields,
+    values_by_input,
+)
+from byoc_server.codecs.padding import pad_arrays, pad_lists
+from byoc_server.codecs.pixels import record_shape_of
 from byoc_server.codecs.walk import Label, checked_leaf, shown
-from byoc_server.errors import InvalidPayload, TensorsTooLarge
-from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
+from byoc_server.errors import InvalidPayload, TensorsTooLarge, UnsupportedMediaType
+from byoc_server.types import STRING, Array, ImageSpec, Signature, Tensors, TensorSpec
 
 _PART = 4096
 """So many items of an array are looked at one by one where the array as a whole does not convert."""
+_BYTES_PER_IMAGE = 32 * 1024
+_BYTES_PER_PIXEL = 2
+"""What images among the values of a request count for, beside their records, against the limit for its tensors."""
 
 Column = Sequence[object] | Array
 """All values of one input: one per record, or an array of them."""
@@ -50,11 +65,34 @@ def tensors_from_records(
     Raises:
         InvalidPayload: naming the record by ``label``.
     """
-    columns: dict[str, list[object]] = {spec.name: [] for spec in signature.inputs}
-    for number, record in enumerate(records):
-        for name, value in _values_by_input(record, signature, label(number)).items():
-            columns[name].append(value)
-    return tensors_from_columns(columns, signature, options, dict.fromkeys(columns, label))
+    columns = columns_of_records(records, signature) if signature.has_columns else None
+    if columns is None:
+        columns = {spec.name: [] for spec in signature.inputs}
+        for number, record in enumerate(records):
+            for name, value in _values_by_input(record, signature, label(number)).items():
+                columns[name].append(value)
+    labels = dict.fromkeys(columns, label)
+    if signature.has_columns:
+        cells = cells_of_records(records, signature, label)
+        return tensors_from_named_columns(columns, signature, options, labels, cells)
+    return tensors_from_columns(columns, signature, options, labels)
+
+
+def tensors_from_named_columns(
+    columns: Mapping[str, Column],
+    signature: Signature,
+    options: DecodeOptions,
+    labels: Mapping[str, Label],
+    cells: Iterable[Cell],
+) -> Tensors:
+    """As ``tensors_from_columns``, where a value that does not fit is to be found among ``cells`` by its column."""
+    try:
+        return tensors_from_columns(columns, signature, options, labels)
+    except TensorsTooLarge:
+        raise
+    except InvalidPayload as error:
+        refusal = error.with_traceback(None)
+    raise fault_of_cell(cells) or refusal
 
 
 def tensors_from_columns(
@@ -80,7 +118,10 @@ def tensors_from_columns(
             tensors[spec.name] = conform_array(column, spec, signature, label(0))
             continue
         values = [_plain_value(v, spec, shape, label, i, budget) for i, v in enumerate(column)]
-        array = (_stacked if np.ndarray in map(type, values) else _array_of_lists)(values, spec, shape, label)
+        if spec.padding_value is not None and values:
+            array = _padded(values, spec, shape, label, budget)
+        else:
+            array = (_stacked if np.ndarray in map(type, values) else _array_of_lists)(values, spec, shape, label)
         if not signature.batched and len(array) != 1:
             raise InvalidPayload(
                 f"the model takes one record per request, got {len(array)}", expected="1 record", got=str(len(array))
@@ -92,6 +133,9 @@ def tensors_from_columns(
 def _values_by_input(record: object, signature: Signature, where: str) -> Mapping[str, object]:
     sole = signature.sole_input
     if isinstance(record, dict):
+        values = values_by_input(record, signature, where) if signature.has_columns else None
+        if values is not None:
+            return values
         if sole is not None and holds_common_features(record):
             return {sole.name: record["data"]["features"]}
         names = signature.input_by_name
@@ -103,7 +147,7 @@ def _values_by_input(record: object, signature: Signature, where: str) -> Mappin
             features = _features(record, where)
             if features is not None:
                 return {sole.name: features}
-        require_inputs(list(record), signature, where)
+        require_fields(list(record), signature, where)
     if sole is None:
         expected = "an object with the keys " + ", ".join(repr(spec.name) for spec in signature.inputs)
         raise InvalidPayload(
@@ -139,7 +183,7 @@ def is_value_object(value: Mapping[str, object]) -> bool:
 
 
 class _DenseBudget:
-    """Counts the bytes that sparse records grow to, so that a few bytes cannot ask for gigabytes."""
+    """Counts the bytes that sparse and padded records and images grow to: a few could ask for gigabytes."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.left = limit_bytes
@@ -147,7 +191,9 @@ class _DenseBudget:
     def take(self, size: int, where: str) -> None:
         self.left -= size
         if self.left < 0:
-            raise TensorsTooLarge(f"{where}: the sparse records of this request are too large when dense", field=where)
+            raise TensorsTooLarge(
+                f"{where}: the records of this request, sparse, padded or images, are too large when dense", field=where
+            )
 
 
 def _plain_value(
@@ -156,12 +202,33 @@ def _plain_value(
     """Resolve ``{"values": ...}``, the sparse form and bytes to a plain nested value or an array."""
     if isinstance(value, dict):
         value = _value_of_object(value, spec, shape, label(number), budget)
+    if isinstance(value, bytes) and spec.image is not None:
+        return _image_record(value, spec, spec.image, shape, label(number), budget)
     if isinstance(value, bytes) and spec.dtype == np.uint8:
         array = np.frombuffer(value, np.uint8)
         lengths = [length for length in shape if length is not None]
         is_this_shape = len(lengths) == len(shape) and array.size == math.prod(lengths)
         return array.reshape(lengths) if is_this_shape else array
     return value
+
+
+def _image_record(
+    data: bytes, spec: TensorSpec, image: ImageSpec, shape: tuple[int | None, ...], where: str, budget: _DenseBudget
+) -> Array:
+    """One record from the bytes of an image file.
+
+    Each counts as more than its record, so that a small body of many images is not decoded on the event loop.
+    """
+    header = read_header(data, where)
+    record_bytes = math.prod(record_shape_of(image)) * spec.dtype.itemsize
+    budget.take(record_bytes + header.width * header.height * _BYTES_PER_PIXEL + _BYTES_PER_IMAGE, where)
+    entry = codecs_by_media_type()["image/jpeg"]
+    try:
+        if entry.installed:
+            return cast(Array, cast(Any, entry.load()).record_from_header(header, spec, shape, where, budget.left))
+    except BrokenLibraryError:
+        pass
+    raise UnsupportedMediaType(f"{where}: images are not read here (it needs byoc-server[{entry.extra}])", field=where)
 
 
 def _array_of_lists(
@@ -188,6 +255,26 @@ def _with_texts(value: object, rank: int, label: Label, number: int) -> object:
     if rank and isinstance(value, list) and not {bytes, list}.isdisjoint(map(type, value)):
         return [_with_texts(item, rank - 1, label, number) for item in value]
     return value
+
+
+def _padded(
+    values: list[object], spec: TensorSpec, record_shape: tuple[int | None, ...], label: Label, budget: _DenseBudget
+) -> Array:
+    """Values of different length, arrays or not, as one array."""
+    if np.ndarray not in map(type, values):
+        return pad_lists(values, spec, record_shape, label, _array_of_lists, budget.take)
+    arrays = []
+    for number, value in enumerate(values):
+        label_of_one: Label = partial(_label_at, label, number)
+        if isinstance(value, np.ndarray):
+            arrays.append(_stacked([value], spec, record_shape, label_of_one)[0])
+        else:
+            arrays.append(pad_lists([value], spec, record_shape, label_of_one, _array_of_lists, budget.take)[0])
+    return pad_arrays(cast(list[Array], arrays), spec, label, budget.take)
+
+
+def _label_at(label: Label, number: int, _: int) -> str:
+    return label(number)
 
 
 def _stacked(values: list[object], spec: TensorSpec, record_shape: tuple[int | None, ...], label: Label) -> Array:

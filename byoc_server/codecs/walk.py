@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -42,16 +43,25 @@ def _walk(value: object, axis: int, dims: list[int | None], spec: TensorSpec, pa
     if axis == len(dims):
         leaves.append(checked_leaf(value, spec, path))
         return
+    items = require_list(value, axis, dims, spec, path)
+    dims[axis] = len(items)
+    for index, item in enumerate(items):
+        _walk(item, axis + 1, dims, spec, f"{path}[{index}]", leaves)
+
+
+def require_list(value: object, axis: int, dims: Sequence[int | None], spec: TensorSpec, path: str) -> list[object]:
+    """Return a value that stands for axis ``axis`` of a record, if it is a list of the right length.
+
+    Raises:
+        InvalidPayload: naming it by ``path``.
+    """
     expected = dims[axis]
     if not isinstance(value, list):
         wanted = "a list of" if expected is None else f"a list of {expected}"
         raise _mismatch(spec, path, f"{wanted} {_noun(spec, axis, dims)}", shown(value))
-    if expected is None:
-        dims[axis] = len(value)
-    elif len(value) != expected:
+    if expected is not None and len(value) != expected:
         raise _mismatch(spec, path, f"{expected} {_noun(spec, axis, dims)}", str(len(value)))
-    for index, item in enumerate(value):
-        _walk(item, axis + 1, dims, spec, f"{path}[{index}]", leaves)
+    return value
 
 
 def _noun(spec: TensorSpec, axis: int, dims: Sequence[int | None]) -> str:
@@ -104,12 +114,18 @@ def _float_leaf(value: object, spec: TensorSpec, path: str) -> float:
     except OverflowError:
         number = float("inf")
     # An infinity in a list of numbers is the sender's; one that appears by conversion is an overflow.
-    if value not in (float("inf"), float("-inf")):
+    if abs(number) > _largest(spec.dtype) and value not in (float("inf"), float("-inf")):
         with np.errstate(over="ignore"):
             overflown = np.isinf(spec.dtype.type(number))
         if overflown:
             raise _mismatch(spec, path, f"a number within the range of {spec.dtype_name}", shown(value))
     return number
+
+
+@cache
+def _largest(dtype: np.dtype[np.generic]) -> float:
+    """Largest finite number of a float dtype; what is a little larger may still be rounded to it."""
+    return float(np.finfo(cast(Any, dtype)).max)
 
 
 def shown(value: object) -> str:

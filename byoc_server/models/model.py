@@ -10,7 +10,7 @@ from pathlib import Path
 from byoc_server.batching.collate import Infer
 from byoc_server.batching.profile import BatchProfile
 from byoc_server.engines.base import Engine, EngineOptions, engine_for
-from byoc_server.models.adapter import Adapter
+from byoc_server.models.adapter import Adapter, build_adapter, read_config
 from byoc_server.models.signature import find_signature
 from byoc_server.models.warmup import warm_up
 from byoc_server.types import BatchAxis, Signature
@@ -46,8 +46,10 @@ class Model:
         best_s = self.profile.seconds(1)
         return {
             **self.engine.facts,
-            "inputs": [spec.describe() for spec in self.signature.inputs],
-            "outputs": [spec.describe() for spec in self.signature.outputs],
+            "model_name": self.adapter.model_name,
+            **({"config": self.adapter.config_path} if self.adapter.config_path else {}),
+            "inputs": [spec.describe() for spec in self.adapter.signature.inputs],
+            "outputs": [spec.describe() for spec in self.adapter.signature.outputs],
             "batch_axis": self.signature.batch_axis.value,
             "max_batch_size": self.max_batch_size,
             "one_record_ms": None if best_s is None else round(best_s * 1000, 3),
@@ -65,16 +67,17 @@ def load_model(path: Path, options: EngineOptions, max_batch_size: int) -> Model
         max_batch_size: the user's; 0 = the best by measurement.
 
     Raises:
-        ModelLoadError: the engine cannot load it.
+        ModelLoadError: the engine cannot load it, or the ``byoc.toml`` beside it is wrong.
         GpuUnavailable: it is to run on a GPU and cannot.
     """
     start_s = time.perf_counter()
+    config = read_config(path)  # first, as a large model takes minutes
     engine = engine_for(path)(path, options)
     warm = warm_up(engine.infer, find_signature(engine.inputs, engine.outputs), max_batch_size)
     largest = max_batch_size or warm.profile.best_batch_size
     if warm.signature.batch_axis is BatchAxis.ABSENT:
         largest = 1
-    adapter = Adapter(warm.signature, warm.signature)
+    adapter = build_adapter(config, path, warm.signature)
     return Model(
         engine,
         warm.infer,

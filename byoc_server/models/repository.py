@@ -8,6 +8,7 @@ from pathlib import Path
 
 from byoc_server.engines.base import ENGINES
 from byoc_server.errors import ModelLoadError
+from byoc_server.models.model_config import FILE_NAME as CONFIG_FILE
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "iris.onnx"
 _PREFERRED_STEM = "model"
@@ -73,4 +74,7 @@ def _model_in(folder: Path) -> Path:
     if len(candidates) > 1:
         names = ", ".join(str(p.relative_to(folder)) for p in candidates[:_LISTED_FILES])
         raise ModelLoadError(f"{folder} holds several models ({names}); call one model.onnx, or name it with --model")
+    stray = next((p / CONFIG_FILE for p in candidates[0].parents if p / CONFIG_FILE in files), None)
+    if stray is not None and stray.parent != candidates[0].parent:  # or it would be passed over in silence
+        raise ModelLoadError(f"{stray} lies beside no model; move it to {candidates[0].parent}")
     return candidates[0]

@@ -49,6 +49,8 @@ def _require_known_formats(settings: Settings) -> None:
     formats = (("default_content_type", request_codecs()), ("default_accept", answer_codecs()))
     for name, entries in formats:
         media_type: str = getattr(settings, name)
+        if not media_type:  # what byoc.toml says is checked when the model is loaded
+            continue
         with contextlib.suppress(UnsupportedMediaType):
             if choose_decoder(None, media_type)[0] in entries:
                 continue

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from onnx import TensorProto
 
 from byoc_server.engines.base import EngineOptions
+from byoc_server.errors import ModelLoadError
 from byoc_server.models.model import load_model
 from byoc_server.models.repository import DEMO_MODEL
 from byoc_server.types import BatchAxis
@@ -17,6 +19,21 @@ def test_a_model_is_ready_measured_and_describes_itself(tmp_path: Path) -> None:
     assert model.facts["inputs"] == ["input: float32[?, 4]"]
     assert model.facts["rows_per_s"]
     assert model.infer({"input": np.zeros((5, 4), np.float32)})["probabilities"].shape == (5, 3)
+
+
+def test_the_file_beside_a_model_is_what_clients_see(tmp_path: Path) -> None:
+    (tmp_path / "byoc.toml").write_text('[inputs.input]\nname = "features"\n')
+    model = load_model(mlp(tmp_path / "m.onnx", [4, 8, 3]), EngineOptions(1), 8)
+    assert model.facts["inputs"] == ["features: float32[?, 4]"]
+    assert (model.facts["model_name"], model.facts["config"]) == ("m", str(tmp_path / "byoc.toml"))
+    assert model.adapter.model_signature is model.signature
+    assert "config" not in load_model(DEMO_MODEL, EngineOptions(1), 8).facts
+
+
+def test_a_wrong_file_beside_it_is_found_before_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "byoc.toml").write_text("names = 3")
+    with pytest.raises(ModelLoadError, match=r"byoc\.toml, line 1, names: there is no such key"):
+        load_model(tmp_path / "missing.onnx", EngineOptions(1), 8)
 
 
 def test_the_users_batch_size_is_taken_as_it_is(tmp_path: Path) -> None:

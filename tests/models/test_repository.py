@@ -84,3 +84,11 @@ def test_a_folder_this_user_may_not_read_is_one_clear_line(tmp_path: Path, monke
     monkeypatch.setattr(Path, "is_file", denied)  # root may read everything, so a real folder would prove nothing
     with pytest.raises(ModelLoadError, match=r"cannot read .*m\.onnx: Permission denied; this user needs read access"):
         find_model(str(tmp_path / "m.onnx"), {})
+
+
+def test_a_config_that_lies_beside_no_model_is_not_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "1/model.onnx", "byoc.toml")
+    with pytest.raises(ModelLoadError, match=r"byoc\.toml lies beside no model; move it to .*/1$"):
+        find_model(str(tmp_path), {})
+    touch(tmp_path, "1/byoc.toml")
+    assert find_model(str(tmp_path), {}).path == tmp_path / "1/model.onnx"
