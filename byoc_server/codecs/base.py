@@ -1,7 +1,7 @@
 """What a codec is, and the table of all of them.
 
-A codec is one module with ``decode`` and ``encode`` and one row in ``CODECS``. It is pure: bytes and a signature in,
-tensors out, and the other way round; no I/O, no clock, no state. Modules load on first use.
+A codec is one module with ``decode`` and ``encode`` and one row in ``CODECS``, or in another package an entry point
+(``plug_ins``). It is pure: bytes and a signature in, tensors out, and the other way round; no I/O, no clock, no state.
 
 ``decode`` returns tensors that fit the signature completely (names, dtypes, ranks, lengths, one N for all), so
 nothing behind it has to look again, and a bad body can never reach a batch it shares with others.
@@ -12,10 +12,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple, Protocol, cast
 
+from byoc_server.codecs.plug_ins import plug_ins
+from byoc_server.errors import StartupError
 from byoc_server.types import Signature, Tensors
 
 
@@ -40,12 +42,12 @@ class Envelope:
     Attributes:
         id: given back in the answer; ``None`` if the request has none.
         outputs: names of the outputs it wants, in order; empty = all.
-        binary: those of them, or of all, whose data it wants behind the JSON and not in it.
+        binary: output -> whether it wants that data as raw bytes; outputs it says nothing about are missing.
     """
 
     id: str | None = None
     outputs: tuple[str, ...] = ()
-    binary: frozenset[str] = frozenset()
+    binary: Mapping[str, bool] = field(default_factory=dict)
 
 
 class Enveloped(NamedTuple):
@@ -141,6 +143,11 @@ class CodecEntry:
     extra: str = ""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The canonical name and the aliases."""
+        return (self.media_type, *self.aliases)
+
+    @property
     def installed(self) -> bool:
         """Whether what it is built on is there."""
         return not self.library or (self.library not in _broken and _can_import(self.library))
@@ -217,20 +224,69 @@ CODECS: tuple[CodecEntry, ...] = (
         inline_bytes=16 * 1024,
         answers=False,
     ),
+    # few bytes may stand for many pixels
+    CodecEntry("image/jpeg", "byoc_server.codecs.image", inline_bytes=0, answers=False, library="PIL", extra="image"),
+    CodecEntry("image/png", "byoc_server.codecs.image", inline_bytes=0, answers=False, library="PIL", extra="image"),
+    CodecEntry("image/webp", "byoc_server.codecs.image", inline_bytes=0, answers=False, library="PIL", extra="image"),
+    CodecEntry(
+        "application/x-image",
+        "byoc_server.codecs.image",
+        inline_bytes=0,
+        answers=False,
+        library="PIL",
+        extra="image",
+    ),
+    CodecEntry(
+        "application/vnd.sagemaker-triton.binary+json",
+        "byoc_server.codecs.open_inference_binary",
+        inline_bytes=1024 * 1024,  # much JSON in it leaves the event loop by itself
+    ),
+    CodecEntry(
+        "multipart/form-data",
+        "byoc_server.codecs.multipart",
+        inline_bytes=1024,  # every part may be of a format that takes half a millisecond to open
+        answers=False,
+    ),
 )
-"""All formats. The order breaks the last ties of negotiation."""
+"""The formats of this package. The order breaks the last ties of negotiation."""
+
+
+@cache
+def all_codecs() -> tuple[CodecEntry, ...]:
+    """The formats of this package, then those that other installed packages add (``plug_ins``).
+
+    Raises:
+        StartupError: an entry point cannot be loaded, is no ``CodecEntry``, or adds a name that is taken.
+    """
+    taken = {name for entry in CODECS for name in entry.names}
+    added: list[CodecEntry] = []
+    try:
+        for source, entry in plug_ins():
+            if not isinstance(entry, CodecEntry):
+                raise StartupError(f"codec plug-in {source} is a {type(entry).__name__}, not a CodecEntry")
+            if not taken.isdisjoint(entry.names):
+                names = ", ".join(sorted(taken.intersection(entry.names)))
+                raise StartupError(f"codec plug-in {source}: there is a codec for {names} already")
+            entry.load()
+            taken.update(entry.names)
+            added.append(entry)
+    except StartupError:
+        raise
+    except Exception as error:  # of code that is not ours
+        raise StartupError(f"a codec plug-in cannot be loaded: {type(error).__name__}: {error}") from error
+    return (*CODECS, *added)
 
 
 @cache
 def codecs_by_media_type() -> Mapping[str, CodecEntry]:
     """Every canonical name and alias, in lower case -> its row."""
-    return {name: entry for entry in CODECS for name in (entry.media_type, *entry.aliases)}
+    return {name: entry for entry in all_codecs() for name in entry.names}
 
 
 @cache
 def request_codecs() -> tuple[CodecEntry, ...]:
     """The formats that requests may come in here, in the order of the table."""
-    return tuple(entry for entry in CODECS if entry.installed)
+    return tuple(entry for entry in all_codecs() if entry.installed)
 
 
 @cache

@@ -14,58 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from byoc_server.codecs.base import CODECS, CodecEntry, answer_codecs, codecs_by_media_type, media_types, request_codecs
+from byoc_server.codecs.media_type import MediaType, parse_media_type
 from byoc_server.errors import NotAcceptable, UnsupportedMediaType
 
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_TYPE = re.compile(rf"\s*({_TOKEN})/({_TOKEN})\s*")
-_PARAMETER = re.compile(rf'\s*;\s*(?:({_TOKEN})\s*=\s*(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")\s*)?')
 _QUALITY = re.compile(r"(?:[0-9]\.?|[0-9]?\.[0-9]{1,9})\Z")
 """Wider than the RFC: Java's own client sends ``q=.2``."""
 _LIST_PART = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _SHOWN_CHARACTERS = 80
-_MAX_CHARACTERS = 1024
 _MAX_RANGES = 64
-"""A longer media type is malformed, further ranges are not read: this runs on the event loop."""
+"""Further ranges are not read: this runs on the event loop."""
 _EXACT = 2
 """Specificity of a range that names type and subtype."""
-
-
-@dataclass(frozen=True, slots=True)
-class MediaType:
-    """A parsed media type or media range.
-
-    Attributes:
-        type: e.g. ``application``, in lower case.
-        subtype: e.g. ``json``, in lower case.
-        parameters: names in lower case, values unquoted.
-    """
-
-    type: str
-    subtype: str
-    parameters: Mapping[str, str]
-
-    @property
-    def essence(self) -> str:
-        """``type/subtype``."""
-        return f"{self.type}/{self.subtype}"
-
-
-def parse_media_type(text: str) -> MediaType | None:
-    """Parse one media type; ``None`` if it is malformed."""
-    match = _TYPE.match(text)
-    if match is None or len(text) > _MAX_CHARACTERS:
-        return None
-    parameters: dict[str, str] = {}
-    position = match.end()
-    while position < len(text):
-        parameter = _PARAMETER.match(text, position)
-        if parameter is None:
-            return None
-        position = parameter.end()
-        name, token, quoted = parameter.groups()
-        if name:
-            parameters.setdefault(name.lower(), token if token is not None else re.sub(r"\\(.)", r"\1", quoted))
-    return MediaType(match[1].lower(), match[2].lower(), parameters)
 
 
 def choose_decoder(content_type: str | None, default: str) -> tuple[CodecEntry, Mapping[str, str]]:

@@ -1,0 +1,3 @@
+"""A module of an optional library that cannot be imported."""
+
+raise ImportError("broken")
