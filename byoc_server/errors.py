@@ -86,7 +86,7 @@ class TensorsTooLarge(InvalidPayload):
 
 
 class NotFound(RequestError):
-    """No such route."""
+    """No such route, model or version."""
 
     status = 404
     code = "not_found"

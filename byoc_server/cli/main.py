@@ -56,8 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_serve(commands: _Commands) -> None:
     parser = commands.add_parser(
         "serve",
-        help="serve a model: GET /ping and POST /invocations",
-        description="Serve a model: GET /ping and POST /invocations. Every flag is also a variable, "
+        help="serve a model: GET /ping, POST /invocations, and the routes below /v2",
+        description="Serve a model: GET /ping, POST /invocations, and the routes of the Open Inference Protocol below "
+        "/v2. Every flag is also a variable, "
         "e.g. --max-batch-size is BYOC_MAX_BATCH_SIZE; a flag wins.",
         allow_abbrev=False,
     )

@@ -9,12 +9,13 @@ import shlex
 import signal
 from collections.abc import Mapping, MutableMapping
 from typing import Any, cast
+from urllib.parse import quote
 
 import numpy as np
 import orjson
 
 from byoc_server.codecs.base import CodecEntry, EncodeOptions, request_codecs
-from byoc_server.codecs.examples import example_request, image_file
+from byoc_server.codecs.examples import example_request, image_file, open_inference_document
 from byoc_server.codecs.json import encode, serializable
 from byoc_server.config import Settings
 from byoc_server.errors import ByocError
@@ -83,7 +84,10 @@ def collect_model(model: Model, path: str, url: str) -> dict[str, Any]:
         "accept": model.adapter.accept or _DEFAULT_MEDIA_TYPE,
         "engine": dict(model.facts),
         "answer": answer,
-        "examples": [_example(entry, tensors, signature, f"{url}/invocations") for entry in request_codecs()],
+        "examples": [
+            *(_example(entry, tensors, signature, f"{url}/invocations") for entry in request_codecs()),
+            _open_inference(tensors, f"{url}/v2/models/{quote(model.adapter.model_name, safe='')}/infer"),
+        ],
     }
 
 
@@ -106,9 +110,9 @@ def model_as_text(facts: Mapping[str, Any]) -> str:
     usable = [example for example in facts["examples"] if example["command"]]
     others = [example for example in facts["examples"] if not example["command"]]
     for example in usable:
-        text += f"\n\n# {example['media_type']}\n{example['command']}"
+        text += f"\n\n# {example['format']}\n{example['command']}"
     if others:
-        text += "\n\nNo example:\n" + "\n".join(f"{e['media_type']:<36}{e['reason']}" for e in others)
+        text += "\n\nNo example:\n" + "\n".join(f"{e['format']:<36}{e['reason']}" for e in others)
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -129,7 +133,7 @@ def _try_out(model: Model) -> tuple[Tensors, str]:
             reason = f"nothing to made-up inputs: {str(error).partition(chr(10))[0]}"
             continue
         outputs = model.adapter.present(outputs) if model.adapter.present else outputs
-        answer = encode(outputs, model.adapter.signature, EncodeOptions())
+        answer = cast(bytes, encode(outputs, model.adapter.signature, EncodeOptions()))  # no envelope asks for more
         return tensors, _shortened(answer.decode())
     return tensors, reason
 
@@ -176,11 +180,19 @@ def _example(entry: CodecEntry, tensors: Tensors, signature: Signature, url: str
             else _command(*example_request(entry, tensors, signature), url)
         )
     except ByocError as error:
-        return {"media_type": entry.media_type, "command": "", "reason": error.message}
+        return {"format": entry.media_type, "command": "", "reason": error.message}
+    return _shown_if_short(entry.media_type, command)
+
+
+def _open_inference(tensors: Tensors, url: str) -> dict[str, str]:
+    command = _command("application/json", open_inference_document(tensors), url)
+    return _shown_if_short("Open Inference Protocol", command)
+
+
+def _shown_if_short(name: str, command: str) -> dict[str, str]:
     if len(command) > _LONGEST_COMMAND:
-        reason = f"an example would be {len(command)} characters long"
-        return {"media_type": entry.media_type, "command": "", "reason": reason}
-    return {"media_type": entry.media_type, "command": command, "reason": ""}
+        return {"format": name, "command": "", "reason": f"an example would be {len(command)} characters long"}
+    return {"format": name, "command": command, "reason": ""}
 
 
 def _command(content_type: str, body: bytes, url: str) -> str:

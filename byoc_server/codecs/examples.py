@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import orjson
@@ -15,6 +15,7 @@ import orjson
 from byoc_server.codecs.base import CodecEntry, DecodeOptions, EncodeOptions
 from byoc_server.codecs.json import records, serializable
 from byoc_server.codecs.media_type import parse_media_type
+from byoc_server.codecs.open_inference_data import DATATYPE_NAMES
 from byoc_server.codecs.protobuf_wire import encode_varints, field
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import STRING, Array, ImageSpec, Signature, Tensors, TensorSpec
@@ -147,7 +148,7 @@ def _open_inference(entry: CodecEntry, tensors: Tensors, signature: Signature) -
             {
                 "name": name,
                 "shape": list(array.shape),
-                "datatype": open_inference_datatype(array.dtype),
+                "datatype": DATATYPE_NAMES[array.dtype],
                 "parameters": {"binary_data_size": len(content)},
             }
         )
@@ -156,12 +157,18 @@ def _open_inference(entry: CodecEntry, tensors: Tensors, signature: Signature) -
     return Example(f"{entry.media_type};json-header-size={len(header)}", header + data)
 
 
-def open_inference_datatype(dtype: np.dtype[Any]) -> str:
-    """What the Open Inference Protocol calls a dtype: ``FP32``, ``INT64``, ``BYTES``."""
-    if dtype == STRING:
-        return "BYTES"
-    prefix = {"f": "FP", "i": "INT", "u": "UINT", "b": "BOOL"}[dtype.kind]
-    return prefix if dtype.kind == "b" else f"{prefix}{dtype.itemsize * 8}"
+def open_inference_document(tensors: Tensors) -> bytes:
+    """The JSON form of the Open Inference Protocol, as the routes below ``/v2`` take it."""
+    inputs = [
+        {
+            "name": name,
+            "shape": list(array.shape),
+            "datatype": DATATYPE_NAMES[array.dtype],
+            "data": serializable(array.ravel()),
+        }
+        for name, array in tensors.items()
+    ]
+    return orjson.dumps({"inputs": inputs}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _image(entry: CodecEntry, _: Tensors, signature: Signature) -> Example:

@@ -16,8 +16,9 @@ from byoc_server.config import MIB, Settings
 from byoc_server.core.client import LocalClient
 from byoc_server.errors import NotFound, StartupError
 from byoc_server.http.body import BodyBudget
-from byoc_server.http.inference import InferencePath
+from byoc_server.http.inference import INVOCATIONS, Dialect, InferencePath
 from byoc_server.http.invocations import InvocationsEndpoint, PingEndpoint
+from byoc_server.http.open_inference import OPEN_INFERENCE, OpenInferenceEndpoint
 from byoc_server.http.responses import error_response
 from byoc_server.models.model import Model
 from byoc_server.telemetry.logging import resolve_format
@@ -58,14 +59,20 @@ class App:
         self._ready_first = ready_first
         self._hot: Mapping[str, ASGIApp] = {}
         self._rest = Starlette(lifespan=self._lifespan, exception_handlers={404: _not_found})
+        self._open_inference: ASGIApp = self._rest
         self.clean = True
         """After shutdown: whether no inference was left running."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Dispatch one connection. A plain function that returns a coroutine saves the server one more of them."""
         if scope["type"] == "http":
-            return self._hot.get(scope["path"], self._rest)(scope, receive, send)
+            return self._hot.get(scope["path"], self._other)(scope, receive, send)
         return self._rest(scope, receive, send)
+
+    def _other(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Dispatch a request for a path that is not in the dictionary."""
+        endpoint = self._open_inference if scope["path"].startswith("/v2/") else self._rest
+        return endpoint(scope, receive, send)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -76,12 +83,15 @@ class App:
         executor = ThreadPoolExecutor(_CODEC_THREADS, thread_name_prefix="codec")
         log_format = resolve_format(settings.log_format)
         request_log = RequestLog(settings.request_log, log_format, sys.stderr.buffer)
-        path = InferencePath(client, settings, executor, request_log)
         budget = BodyBudget(settings.max_payload_bytes, settings.max_queue_mib * MIB)
-        self._hot = {
-            "/invocations": InvocationsEndpoint(path, budget, settings.request_timeout_s),
-            "/ping": PingEndpoint(client, self._all_ready),
-        }
+
+        def invocations(dialect: Dialect) -> InvocationsEndpoint:
+            path = InferencePath(client, settings, executor, request_log, dialect)
+            return InvocationsEndpoint(path, budget, settings.request_timeout_s)
+
+        ping = PingEndpoint(client, self._all_ready)
+        self._open_inference = OpenInferenceEndpoint(client, ping, invocations(OPEN_INFERENCE))
+        self._hot = {"/invocations": invocations(INVOCATIONS), "/ping": ping, "/v2": self._open_inference}
         client.start()
         if self._ready_first:
             await client.settled()
@@ -94,5 +104,7 @@ class App:
 
 
 async def _not_found(request: Request, _: Exception) -> StarletteResponse:
-    response = error_response(NotFound("no such route; there are POST /invocations and GET /ping"))
+    response = error_response(
+        NotFound("no such route; there are POST /invocations, GET /ping, and GET /v2 with those below it")
+    )
     return StarletteResponse(response.body, response.status, media_type="application/json")

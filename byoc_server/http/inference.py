@@ -66,6 +66,7 @@ _VISIBLE_ASCII = re.compile(rb"[\x20-\x7e]{0,1024}\Z")
 _INFERENCE_ID_LENGTH = 64
 _INLINE_TENSOR_BYTES = MIB
 """Larger tensors are not built on the event loop, however small the body that declares them."""
+_DEFAULT_MEDIA_TYPE = "application/json"
 _NEGOTIATED_HEADS = 256
 """How many pairs of Content-Type and Accept are remembered; clients use a handful, an attacker gets no more."""
 
@@ -92,8 +93,39 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Dialect:
+    """How the clients of a route say what they send and want, and are answered.
+
+    Attributes:
+        key: the two headers of a request that its formats follow from.
+        media_types: those headers -> ``Content-Type`` and ``Accept``, ``None`` if there is none. Raises
+            ``RequestError``.
+        entity_headers: media type of an answer -> the headers that say so.
+        error_response: an error -> the answer; details are shown instead of the error's own.
+    """
+
+    key: Callable[[Head], tuple[bytes | None, bytes | None]]
+    media_types: Callable[[bytes | None, bytes | None], tuple[str | None, str | None]]
+    entity_headers: Callable[[str], list[Header]]
+    error_response: Callable[..., Response]
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
+
+
+INVOCATIONS = Dialect(
+    key=lambda head: (head.content_type, head.accept),
+    media_types=lambda content_type, accept: (_text(content_type), _text(accept)),
+    entity_headers=lambda media_type: [(b"content-type", media_type.encode())],
+    error_response=error_response,
+)
+"""HTTP's own, as ``/invocations`` speaks it."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Negotiated:
-    """What a pair of Content-Type and Accept comes to."""
+    """What the headers of a request come to."""
 
     decode: Callable[[bytes, Signature, DecodeOptions], Tensors | Enveloped]
     decode_options: DecodeOptions
@@ -102,7 +134,9 @@ class _Negotiated:
     encode: Callable[[Tensors, Signature, EncodeOptions], bytes | Answer]
     encode_options: EncodeOptions
     encode_inline_bytes: int
-    content_type: Header
+    encode_enveloped: Callable[[Tensors, Signature, EncodeOptions], bytes | Answer]
+    encode_enveloped_inline_bytes: int
+    entity_headers: list[Header]
 
 
 class _Request:
@@ -131,15 +165,23 @@ class InferencePath:
         settings: of the server.
         executor: threads for heavy decoding and encoding.
         request_log: takes a record a request.
+        dialect: of the route.
     """
 
     def __init__(
-        self, client: InferenceClient, settings: Settings, executor: Executor, request_log: RequestLog
+        self,
+        client: InferenceClient,
+        settings: Settings,
+        executor: Executor,
+        request_log: RequestLog,
+        dialect: Dialect = INVOCATIONS,
     ) -> None:
         self._client = client
         self._settings = settings
         self._executor = executor
         self._log = request_log
+        self._dialect = dialect
+        self._key = dialect.key
         self._timeout_s = settings.request_timeout_s
         self._echo = settings.echo_custom_attributes
         self._max_tensor_bytes = settings.max_queue_mib * MIB
@@ -239,26 +281,30 @@ class InferencePath:
             formats, adapter = request.formats, request.adapter
             assert formats is not None
             assert adapter is not None
-            options = formats.encode_options
-            if request.envelope is not None:
-                options = replace(options, envelope=request.envelope)
-            if tensor_bytes(outcome) > formats.encode_inline_bytes:
-                encode = partial(formats.encode, outcome, adapter.signature, options)
+            write, inline_bytes = formats.encode, formats.encode_inline_bytes
+            signature, options = adapter.signature, formats.encode_options
+            envelope = request.envelope
+            if envelope is not None:
+                write, inline_bytes = formats.encode_enveloped, formats.encode_enveloped_inline_bytes
+                options = replace(options, envelope=envelope)
+                signature = _with_outputs(signature, envelope.outputs)
+            if tensor_bytes(outcome) > inline_bytes:
+                encode = partial(write, outcome, signature, options)
                 coding = choose_answer_coding(_text(request.head.fields.get(ACCEPT_ENCODING)))
                 self._offload(request, lambda: _encoded_answer(encode(), coding), self._succeed)
             else:
-                self._succeed(request, (formats.encode(outcome, adapter.signature, options), ()))
+                self._succeed(request, (write(outcome, signature, options), ()))
         except Exception as error:
             self._fail(request, error)
 
     def _succeed(self, request: _Request, answer: tuple[bytes | Answer, Sequence[Header]]) -> None:
         assert request.formats is not None
         body, coded = answer
-        content_type = request.formats.content_type
+        entity_headers = request.formats.entity_headers
         if type(body) is Answer:
-            content_type = (b"content-type", body.media_type.encode())
+            entity_headers = self._dialect.entity_headers(body.media_type)
             body = body.body
-        headers = [content_type, (b"content-length", b"%d" % len(body)), *coded]
+        headers = [*entity_headers, (b"content-length", b"%d" % len(body)), *coded]
         self._finish(request, Response(200, headers, cast(bytes, body)), None)
 
     def _fail(self, request: _Request, error: Exception) -> None:
@@ -270,9 +316,9 @@ class InferencePath:
             error = failed
         if error.status == 500:
             logger.error("request %s failed", request.id, exc_info=error, extra={"event": "error", "id": request.id})
-            response = error_response(error, request_id=request.id)
+            response = self._dialect.error_response(error, request_id=request.id)
         else:
-            response = error_response(error)
+            response = self._dialect.error_response(error)
         self._finish(request, response, error)
 
     def _finish(self, request: _Request, response: Response, error: ByocError | None) -> None:
@@ -317,23 +363,29 @@ class InferencePath:
                 self._loop.call_soon_threadsafe(resume, future)
 
     def _negotiate(self, head: Head, adapter: Adapter) -> _Negotiated:
-        key = (head.content_type, head.accept)
+        key = self._key(head)
         formats = self._negotiated.get(key)
         if formats is None:
             if len(self._negotiated) >= _NEGOTIATED_HEADS:
                 self._negotiated.clear()
-            formats = self._negotiated[key] = self._negotiate_anew(*key, adapter)
+            formats = self._negotiated[key] = self._negotiate_anew(key, adapter)
         return formats
 
-    def _negotiate_anew(self, content_type: bytes | None, accept: bytes | None, adapter: Adapter) -> _Negotiated:
+    def _negotiate_anew(self, key: tuple[bytes | None, bytes | None], adapter: Adapter) -> _Negotiated:
         settings, outputs = self._settings, len(adapter.signature.outputs)
-        source, parameters = choose_decoder(_text(content_type), settings.default_content_type)
-        target, name = choose_encoder(_text(accept), settings.default_accept, source, outputs)
+        content_type, accept = self._dialect.media_types(*key)
+        default_content_type = settings.default_content_type or adapter.content_type or _DEFAULT_MEDIA_TYPE
+        default_accept = settings.default_accept or adapter.accept or _DEFAULT_MEDIA_TYPE
+        source, parameters = choose_decoder(content_type, default_content_type)
+        target, name = choose_encoder(accept, default_accept, source, outputs)
+        # Who says in the request what the answer shall be like gets it so, unless Accept names another format.
+        enveloped_target, _ = choose_encoder(accept, _DEFAULT_MEDIA_TYPE, source, outputs)
         try:
             decode, encode = _adapted(source.load(), target.load(), adapter)
+            _, encode_enveloped = _adapted(source.load(), enveloped_target.load(), adapter)
         except BrokenLibraryError as error:  # it is out of the table now
             logger.error(str(error), exc_info=error.__cause__, extra={"event": "codec_broken"})
-            return self._negotiate_anew(content_type, accept, adapter)
+            return self._negotiate_anew(key, adapter)
         return _Negotiated(
             decode,
             DecodeOptions(parameters, self._max_tensor_bytes),
@@ -342,16 +394,19 @@ class InferencePath:
             encode,
             EncodeOptions(settings.final_newline, None, adapter.model_name),
             target.inline_bytes,
-            (b"content-type", name.encode()),
+            encode_enveloped,
+            enveloped_target.inline_bytes,
+            self._dialect.entity_headers(name),
         )
 
 
 class _IdSource:
-    """Request ids: the client's own, else one that no other process of this server gives out."""
+    """Request ids: the client's own, else one that nothing else of this server gives out."""
+
+    _numbers = itertools.count(1)
 
     def __init__(self) -> None:
         self._prefix = f"{os.getpid():x}-{int(time.time()):x}-"
-        self._numbers = itertools.count(1)
 
     def of(self, head: Head) -> str:
         """The id of a request; the client's is cut at the length the API allows."""
@@ -384,13 +439,17 @@ def _adapted(
     return decode_and_prepare if prepare else decode, present_and_encode if present else encode
 
 
+def _with_outputs(signature: Signature, names: Sequence[str]) -> Signature:
+    """A signature with only the outputs called so, in that order; with all of them if there are no names."""
+    if not names:
+        return signature
+    by_name = {spec.name: spec for spec in signature.outputs}
+    return replace(signature, outputs=tuple([by_name[name] for name in names]))
+
+
 def _encoded_answer(answer: bytes | Answer, coding: str | None) -> tuple[bytes | Answer, Sequence[Header]]:
     """Apply a content coding to an answer."""
     if type(answer) is Answer:
         body, headers = encode_answer(answer.body, coding)
         return Answer(body, answer.media_type), headers
     return encode_answer(cast(bytes, answer), coding)
-
-
-def _text(header: bytes | None) -> str | None:
-    return None if header is None else header.decode("latin-1")

@@ -18,11 +18,10 @@ from byoc_server.errors import BodyTimeout, ByocError, MethodNotAllowed, NotRead
 from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, declared_length, discard_body, read_rest
 from byoc_server.http.content_coding import ACCEPT_ENCODING, CONTENT_ENCODING
 from byoc_server.http.inference import CUSTOM_ATTRIBUTES, INFERENCE_ID, Head, InferencePath
-from byoc_server.http.responses import Header, Response, error_response, send_response
+from byoc_server.http.responses import EMPTY, Header, Response, error_response, send_response
 from byoc_server.http.watch import Exchange, Watch
 
 _PING_METHODS = ("GET", "HEAD", "POST")
-_READY = Response(200, [(b"content-length", b"0")], b"")
 _LISTS = frozenset([b"accept", ACCEPT_ENCODING, CONTENT_ENCODING])
 _ENDING = "the server is ending; send the request again"
 
@@ -39,16 +38,18 @@ class PingEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ping."""
-        status = self._client.status
         if scope["method"] not in _PING_METHODS:
-            response = error_response(MethodNotAllowed(scope["method"], _PING_METHODS))
-        elif status.state is not ModelState.READY:
-            response = error_response(status.refusal())
-        elif not self._all_ready():
-            response = error_response(NotReady("other workers are still loading the model"))
+            refusal: ByocError | None = MethodNotAllowed(scope["method"], _PING_METHODS)
         else:
-            response = _READY
-        await send_response(send, response)
+            refusal = self.refusal()
+        await send_response(send, EMPTY if refusal is None else error_response(refusal))
+
+    def refusal(self) -> Unavailable | None:
+        """Why requests are not served now; ``None`` if they are."""
+        status = self._client.status
+        if status.state is not ModelState.READY:
+            return status.refusal()
+        return None if self._all_ready() else NotReady("other workers are still loading the model")
 
 
 class InvocationsEndpoint:
@@ -108,6 +109,11 @@ class InvocationsEndpoint:
             await self._refuse(head, refusal, receive, send)
         elif response is not None:
             await send_response(send, response)
+
+    async def refuse(self, error: ByocError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that is not for the model."""
+        head, _ = _head(scope["headers"], time.monotonic())
+        await self._refuse(head, error, receive, send)
 
     async def _refuse(self, head: Head, error: ByocError, receive: Receive, send: Send) -> None:
         """Answer without the model, and end the connection once the client has had a chance to see it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -21,6 +22,17 @@ class Response:
     body: bytes
 
 
+EMPTY = Response(200, [(b"content-length", b"0")], b"")
+"""Nothing to say but that all is well."""
+
+
+def json_response(status: int, document: object, headers: Sequence[Header] = ()) -> Response:
+    """Write a document as JSON."""
+    body = orjson.dumps(document)
+    entity_headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return Response(status, [*entity_headers, *headers], body)
+
+
 def error_response(error: ByocError, **details: object) -> Response:
     """Write an error as ``{"error": {"code", "message", ...}}``.
 
@@ -28,9 +40,8 @@ def error_response(error: ByocError, **details: object) -> Response:
         error: what went wrong.
         details: shown instead of the error's own details.
     """
-    body = orjson.dumps({"error": {"code": error.code, "message": error.message, **(details or error.details)}})
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *error.headers()]
-    return Response(error.status, headers, body)
+    document = {"error": {"code": error.code, "message": error.message, **(details or error.details)}}
+    return json_response(error.status, document, error.headers())
 
 
 async def send_response(send: Send, response: Response) -> None:

@@ -9,11 +9,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from byoc_server.cli.main import main
 from byoc_server.cli.model_info import model_as_text
-from tests.onnx_models import gather, identity, two_inputs
+from tests.onnx_models import gather, identity, save, two_inputs, value
 from tests.server_process import free_port, running
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs the program curl")
@@ -37,9 +39,9 @@ def test_text_is_a_line_a_topic_and_a_command_a_format(capsys: pytest.CaptureFix
 
 def test_what_a_format_cannot_carry_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     facts = info(capsys, two_inputs(tmp_path / "two.onnx"))
-    by_type = {example["media_type"]: example for example in facts["examples"]}
-    assert by_type["application/octet-stream"]["command"] == ""
-    assert "carries one input" in by_type["application/octet-stream"]["reason"]
+    by_format = {example["format"]: example for example in facts["examples"]}
+    assert by_format["application/octet-stream"]["command"] == ""
+    assert "carries one input" in by_format["application/octet-stream"]["reason"]
     assert "No example" in model_as_text(facts)
 
 
@@ -48,9 +50,72 @@ def test_inputs_that_the_model_runs_on_are_found(capsys: pytest.CaptureFixture[s
     assert facts["answer"] == '{"predictions":[[20.0]]}'
 
 
+def looked_up(path: Path, table: list[float], offset: int) -> Path:
+    """Input ``i``, int64 (N, 1): what stands at ``i + offset`` in a table; fails where nothing does."""
+    constants = [
+        numpy_helper.from_array(np.array(table, np.float32), "table"),
+        numpy_helper.from_array(np.array(offset), "offset"),
+    ]
+    nodes = [helper.make_node("Add", ["i", "offset"], ["at"]), helper.make_node("Gather", ["table", "at"], ["y"])]
+    inputs, outputs = [value("i", TensorProto.INT64, ("N", 1))], [value("y", TensorProto.FLOAT, ("N", 1))]
+    return save(path, nodes, inputs, outputs, constants)
+
+
+def test_ones_give_way_to_zeros(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert info(capsys, looked_up(tmp_path / "first.onnx", [7.0], 0))["answer"] == '{"predictions":[[7.0]]}'
+
+
+def test_a_model_that_takes_no_made_up_inputs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Its requests are shown all the same."""
+    facts = info(capsys, looked_up(tmp_path / "far.onnx", [7.0], 100))
+    assert facts["answer"].startswith("nothing to made-up inputs: ")
+    text = model_as_text(facts)
+    assert "speed" not in text
+    assert '{"instances":[[0]]}' in text
+
+
+def test_columns_and_padding(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    identity(tmp_path / "model.onnx", shape=("N", 2))
+    (tmp_path / "byoc.toml").write_text("[inputs.x]\ncolumns = ['age', 'height']\n")
+    assert "takes     x: float32[?, 2], columns age, height\n" in model_as_text(info(capsys, tmp_path))
+    identity(tmp_path / "model.onnx", shape=("N", "length"))
+    (tmp_path / "byoc.toml").write_text("[inputs.x]\npadding_value = 0\n")
+    text = model_as_text(info(capsys, tmp_path))
+    assert "takes     x: float32[?, ?], shorter records padded with 0" in text
+
+
 def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["info", str(tmp_path / "none.onnx")]) == 1
     assert "there is no model at" in capsys.readouterr().err
+
+
+def run_all(facts: dict[str, Any], model: Path, port: int) -> dict[str, bytes]:
+    """Format -> what a shell prints when it is given the command, with a server for the model at that port."""
+    outputs = {}
+    with running("--host", "127.0.0.1", "--model", str(model), port=port, environ={"BYOC_PORT": str(port)}) as server:
+        for example in facts["examples"]:
+            command = re.sub(r"\bcurl ", "curl -s -H 'Accept: application/json' ", example["command"])
+            done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=30, check=True)
+            if command:
+                outputs[example["format"]] = done.stdout
+        assert server.stop() == 0
+    return outputs
+
+
+@needs_curl
+def test_a_model_that_takes_pictures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every command sends a grey picture, which is 127 / 255 everywhere."""
+    model, port = identity(tmp_path / "model.onnx", shape=("N", 3, 8, 8)), free_port()
+    (tmp_path / "byoc.toml").write_text("[inputs.x]\nname = 'picture'\n[inputs.x.image]\nscale = 0.00392156862745098\n")
+    monkeypatch.setenv("BYOC_PORT", str(port))
+    facts = info(capsys, tmp_path)
+    text = model_as_text(facts)
+    assert "takes     picture: float32[?, 3, 8, 8], or an image, made 8x8 RGB" in text
+    outputs = run_all(facts, model, port)
+    for name in ("image/jpeg", "image/png", "image/webp", "application/x-image", "multipart/form-data"):
+        assert outputs[name].count(b"0.49803922") == 3 * 8 * 8, name
 
 
 @needs_curl
@@ -62,12 +127,8 @@ def test_the_commands_work_as_they_are(
     model, port = identity(tmp_path / "identity.onnx", shape=("N", columns)), free_port()
     monkeypatch.setenv("BYOC_PORT", str(port))
     facts = info(capsys, model)
-    commands = {example["media_type"]: example["command"] for example in facts["examples"] if example["command"]}
-    assert ("text/libsvm" in commands) == (columns == 4)  # the large one does not pack well
-    assert len(commands) >= 10
-    with running("--host", "127.0.0.1", "--model", str(model), port=port, environ={"BYOC_PORT": str(port)}) as server:
-        for media_type, command in commands.items():
-            command = re.sub(r"\bcurl ", "curl -s -H 'Accept: application/json' ", command)
-            done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=30, check=True)
-            assert done.stdout == b'{"predictions":[[' + b",".join([b"1.0"] * columns) + b"]]}", media_type
-        assert server.stop() == 0
+    outputs = run_all(facts, model, port)
+    assert ("text/libsvm" in outputs) == (columns == 4)  # the large one does not pack well
+    assert len(outputs) >= 10
+    for name, output in outputs.items():
+        assert b"[" + b",".join([b"1.0"] * columns) + b"]" in output, name
