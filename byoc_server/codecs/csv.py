@@ -1,15 +1,18 @@
 r"""``text/csv``: one record a line, cells in the order of the model's columns (RFC 4180, October 2005).
 
 A model with one input has the columns of that input, in order; a model with several inputs the columns of the first,
-then of the second, and so on. With ``header=present`` and several one-column inputs, columns go by name instead.
+then of the second, and so on. With ``header=present``, columns go by name instead if the model has several one-column
+inputs, or if an input has names for its columns (``TensorSpec.columns``): it takes those, in its own order, wherever
+they stand, or else the one column that is called like itself. A column that no input takes is refused; only where all
+inputs come by the names of their columns, others, an id perhaps, are passed over: a misspelt one would be missing.
 Media type parameters understood: ``header`` (``present`` or ``absent``), ``label_size`` (so many leading columns are
 dropped), ``charset``.
 
 An empty cell of a float column is NaN. Cells may be quoted, and a quoted cell may hold commas and line ends.
 Answers have no header: the columns of all outputs side by side, NaN as ``nan``.
 
-Plain numbers, the usual case, are read by the JSON parser after a check that the body holds nothing but digits, signs,
-dots, exponents and separators; whatever that parser refuses (``+1``, ``.5``, an empty cell) goes the long way.
+Plain numbers, the usual case, are read by a JSON parser, also with empty cells and ``nan`` among them in larger bodies;
+what that refuses (``+1``, ``.5``, a quoted cell) goes the long way, through ``csv_rows``.
 """
 
 from __future__ import annotations
@@ -17,54 +20,45 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Sequence
+from functools import cache
+from itertools import chain, zip_longest
 from typing import Any, cast
 
 import numpy as np
 import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.conform import conform_array, convert, records_to_array, require_inputs
+from byoc_server.codecs.csv_layout import flat_shape, layout_of, reshaped
+from byoc_server.codecs.csv_rows import Dialect, read_rows
 from byoc_server.codecs.lines import join_lines
-from byoc_server.codecs.walk import checked_leaf, shown
+from byoc_server.codecs.number_arrays import Column, read_cells
+from byoc_server.codecs.number_text import NotPlainError
+from byoc_server.codecs.walk import shown
 from byoc_server.errors import InvalidPayload, NotAcceptable, UnsupportedMediaType
-from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
+from byoc_server.types import STRING, Array, Signature, Tensors
 
-_PLAIN_NUMBERS = b"0123456789+-.eE, \t\r\n"
 _CHARSETS = ("utf-8", "us-ascii", "iso-8859-1", "windows-1252")
-_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+_LIMIT = 2**53
+"""Of numbers whose rounding does not count."""
+_FEW_BYTES = 4096
+"""Up to so many it is quicker to make objects of Python's than to set out to avoid them."""
 
 
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
     """Read one record a line. See ``Codec.decode``."""
-    has_header, label_columns, charset = _parameters(options)
-    if not has_header and not label_columns:
-        tensors = _plain_numbers(body, signature)
-        if tensors is not None:
-            return tensors
-    rows, line_numbers = _rows(body, charset)
-    names: list[str] = []
-    if has_header:
-        names = rows.pop(0)[label_columns:]
-        line_numbers.pop(0)
-        if not rows:
-            raise InvalidPayload("body has a header but no records", expected="at least one record", got="none")
-    if label_columns:
-        for row, line in zip(rows, line_numbers, strict=True):
-            if len(row) <= label_columns:
-                expected = f"more than the {label_columns} columns of label_size"
-                raise InvalidPayload(
-                    f"line {line}: expected {expected}, got {len(row)}",
-                    field=f"line {line}",
-                    expected=expected,
-                    got=f"{len(row)} columns",
-                )
-            del row[:label_columns]
-    layout = _layout(names, rows[0], signature)
-    return _tensors(rows, line_numbers, layout, signature, label_columns + 1)
+    dialect = _parameters(options)
+    if len(body) > _FEW_BYTES:
+        tensors = _plain_numbers(body, signature, dialect)
+    elif dialect.has_header or dialect.label_columns:
+        tensors = None
+    else:
+        tensors = _few_numbers(body, signature)
+    return read_rows(body, signature, dialect) if tensors is None else tensors
 
 
-def _parameters(options: DecodeOptions) -> tuple[bool, int, str]:
+def _parameters(options: DecodeOptions) -> Dialect:
     parameters = options.parameters
     header = parameters.get("header", "absent").lower()
     if header not in ("present", "absent"):
@@ -85,179 +79,87 @@ def _parameters(options: DecodeOptions) -> tuple[bool, int, str]:
             f"text/csv parameter charset={shown(charset)} is not supported",
             accepted=[f"charset={name}" for name in _CHARSETS],
         )
-    return header == "present", int(label_size), charset
+    return Dialect(header == "present", int(label_size), charset)
 
 
-def _plain_numbers(body: bytes, signature: Signature) -> Tensors | None:
-    """Read a body of plain numbers for one float input; ``None`` if it is anything else, right or wrong."""
+def _few_numbers(body: bytes, signature: Signature) -> Tensors | None:
+    """Read a short body of plain numbers for one float input; ``None`` if it is anything else, right or wrong."""
     spec = signature.sole_input
-    if spec is None or spec.dtype.kind != "f" or not signature.batched or body.translate(None, _PLAIN_NUMBERS):
-        return None
+    if spec is None or spec.dtype.kind != "f" or not signature.batched or b"u" in body or b"s" in body:
+        return None  # with those letters there may be true or false among the numbers, which would count as such
     lines = body.splitlines()
-    if b"" in lines:
+    width = flat_shape(spec, signature)
+    if width == -1 and lines:
+        width = lines[0].count(b",") + 1
+    if not width or {line.count(b",") for line in lines} != {width - 1}:
         return None
     try:
-        array = np.array(orjson.loads(b"[[" + b"],[".join(lines) + b"]]"))
-    except ValueError:  # not JSON numbers, or lines of different length
+        values = orjson.loads(b"[%b]" % b",".join(lines))
+        if not -_LIMIT < min(values) <= max(values) < _LIMIT:
+            return None
+        array = np.empty((len(lines), width), spec.dtype)
+        _packer(spec.dtype.char, array.size).pack_into(array.data, 0, *values)
+    except (ValueError, TypeError, OverflowError, struct.error):
         return None
-    if not array.size or _flat_shape(spec, signature) not in (-1, array.shape[1]):
-        return None
-    converted = convert(array, spec.dtype)
-    return None if converted is None else {spec.name: _reshaped(converted, spec, signature)}
+    return {spec.name: reshaped(array, spec, signature)}
 
 
-def _rows(body: bytes, charset: str) -> tuple[list[list[str]], list[int]]:
-    """Split into cells; give the line number of each row for messages."""
-    try:
-        text = body.decode("utf-8-sig" if charset == "utf-8" else charset)
-    except UnicodeDecodeError as error:
-        raise InvalidPayload(
-            f"body is not {charset}: byte {error.start} is 0x{body[error.start]:02x}",
-            field=f"byte {error.start}",
-            expected=charset,
-        ) from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows, numbers = [], []
-    try:
-        for row in reader:
-            if not row:
-                raise InvalidPayload(
-                    f"line {reader.line_num} is empty",
-                    field=f"line {reader.line_num}",
-                    expected="a record",
-                    got="nothing",
-                )
-            rows.append(row)
-            numbers.append(reader.line_num)
-    except csv.Error as error:
-        raise InvalidPayload(
-            f"line {reader.line_num} is not valid CSV: {error}", field=f"line {reader.line_num}"
-        ) from None
-    if not rows:
-        raise InvalidPayload("body is empty", field="body", expected="at least one record", got="nothing")
-    return rows, numbers
+@cache
+def _packer(kind: str, count: int) -> struct.Struct:
+    """Writes numbers as floats, and refuses what is none or beyond their range; NumPy's kinds are spelt the same."""
+    return struct.Struct(f"={count}{kind}")
 
 
-def _flat_shape(spec: TensorSpec, signature: Signature) -> int | None:
-    """Columns that one record of ``spec`` takes; -1 for any number, ``None`` if lines of cells cannot carry it."""
-    shape = signature.record_shapes[spec.name]
-    if shape == (None,):
-        return -1
-    return None if None in shape else math.prod(cast(tuple[int, ...], shape))
-
-
-Layout = list[tuple[TensorSpec, list[int]]]
-"""For every input the columns it takes."""
-
-
-def _layout(names: Sequence[str], first: Sequence[str], signature: Signature) -> Layout:
-    known = signature.input_by_name
-    widths = [_flat_shape(spec, signature) for spec in signature.inputs]
-    stripped = [name.strip() for name in names]
-    if len(known) > 1 and all(width in (1, -1) for width in widths) and not known.keys().isdisjoint(stripped):
-        require_inputs(stripped, signature, "header")
-        if len(set(stripped)) < len(stripped):
-            raise InvalidPayload("header: a column name stands there twice", field="header", expected="unique names")
-        return [(spec, [stripped.index(spec.name)]) for spec in signature.inputs]
-    if len(known) == 1 and (widths == [-1] or not signature.batched):
-        widths = [len(first)]
-    layout, start = [], 0
-    for spec, width in zip(signature.inputs, widths, strict=True):
-        if width is None or width < 0:
-            raise InvalidPayload(
-                f"text/csv cannot carry input {spec.describe()}: its number of columns is open; use application/json",
-                field=spec.name,
-                expected="inputs with a fixed number of columns",
-            )
-        layout.append((spec, list(range(start, start + width))))
-        start += width
-    return layout
-
-
-def _tensors(
-    rows: list[list[str]], line_numbers: list[int], layout: Layout, signature: Signature, first_column: int
-) -> Tensors:
-    """Read the cells of all rows; ``first_column`` is the number that the first of them has in the body."""
-    width = sum(len(columns) for _, columns in layout)
-    for row, line in zip(rows, line_numbers, strict=True):
-        if len(row) != width:
-            raise InvalidPayload(
-                f"line {line}: expected {width} column{'s' * (width != 1)}, got {len(row)}",
-                field=f"line {line}",
-                expected=f"{width} columns ({', '.join(spec.describe() for spec in signature.inputs)})",
-                got=f"{len(row)} columns",
-            )
-    tensors: Tensors = {}
-    for spec, columns in layout:
-        largest = float(np.finfo(cast(Any, spec.dtype)).max) if spec.dtype.kind == "f" else 0.0
-        values: list[Sequence[object]] = []
-        for row, line in zip(rows, line_numbers, strict=True):
-            cells = [row[c] for c in columns]
-            values.append(
-                (_floats(cells, largest) if largest else None)
-                or [_cell(cell, spec, line, c + first_column) for c, cell in zip(columns, cells, strict=True)]
-            )
-        array = records_to_array(values, spec, (len(columns),), lambda i: f"line {line_numbers[i]}")
-        tensors[spec.name] = _reshaped(array, spec, signature)
-    return tensors
-
-
-def _reshaped(array: Array, spec: TensorSpec, signature: Signature) -> Array:
-    """Bring lines of cells, shape (N, columns), to the shape of the input."""
-    if not signature.batched:
-        if len(array) == 1 and array.shape[1] == _flat_shape(spec, signature):
-            return array.reshape(cast(tuple[int, ...], spec.shape))
-        return conform_array(array[0] if len(array) == len(spec.shape) == 1 else array, spec, signature, "body")
-    shape = signature.record_shapes[spec.name]
-    return array if len(shape) == 1 else array.reshape(len(array), *cast(tuple[int, ...], shape))
-
-
-def _floats(cells: Sequence[str], largest: float) -> list[float] | None:
-    """Read a row of numbers up to ``largest``, or nothing for NaN; ``None`` if a cell is else, right or wrong."""
-    text = "".join(cells)
-    if not text.isascii() or "_" in text:
+def _plain_numbers(body: bytes, signature: Signature, dialect: Dialect) -> Tensors | None:
+    """Read a body of plain numbers, maybe under a header; ``None`` if it is anything else, right or wrong."""
+    if not all(spec.dtype.kind in "fiu" for spec in signature.inputs):
         return None
     try:
-        numbers = [float(cell or "nan") for cell in cells]
-    except ValueError:
+        start, names = _header(body, dialect) if dialect.has_header else (0, [])
+        width = _first_width(body, start)
+        skipped = dialect.label_columns
+        layout = layout_of(names[skipped:], width - skipped, signature)
+        if layout.width != width - skipped:
+            return None
+        most = (len(body) - start) // width + 1
+        columns = [
+            (Column(spec.dtype, (len(places),), most * len(places)), _chosen(places, skipped))
+            for spec, places in layout.columns
+        ]
+        for block in read_cells(body, start, width):
+            for column, chosen in columns:
+                column.append(block[:, chosen])
+        return {
+            spec.name: reshaped(column.array(), spec, signature)
+            for (spec, _), (column, _) in zip(layout.columns, columns, strict=True)
+        }
+    except (NotPlainError, InvalidPayload, UnicodeDecodeError):
         return None
-    return None if any(n > largest or n < -largest for n in numbers) else numbers
 
 
-def _cell(text: str, spec: TensorSpec, line: int, column: int) -> object:
-    """Read one cell.
-
-    Raises:
-        InvalidPayload: naming line and column.
-    """
-    if spec.dtype == STRING:
-        return text
-    where = f"line {line}, column {column}"
-    word = text.strip()
-    value: object = word
-    if spec.dtype.kind == "b":
-        value = _BOOLEANS.get(word.lower(), word)
-    elif spec.dtype.kind == "f":
-        value = _number(word, float) if word else math.nan
-        if value is None:
-            expected = f"a number within the range of {spec.dtype_name}"
-            raise InvalidPayload(
-                f"{where}: expected {expected}, got {shown(word)}", field=where, expected=expected, got=shown(word)
-            )
-    else:
-        value = next((n for n in (_number(word, int), _number(word, float)) if n is not None), word)
-    return checked_leaf(value, spec, where)
+def _header(body: bytes, dialect: Dialect) -> tuple[int, list[str]]:
+    """Where the first record starts, and the names above it."""
+    start = body.find(b"\n") + 1
+    line = body[:start].removesuffix(b"\n").removesuffix(b"\r")
+    if not line or b'"' in line or b"\r" in line:
+        raise NotPlainError
+    return start, line.decode("utf-8-sig" if dialect.charset == "utf-8" else dialect.charset).split(",")
 
 
-def _number(word: str, parse: Callable[[str], float]) -> float | None:
-    """Read a number; ``None`` for what is none, is too large, or is spelt as only Python spells numbers."""
-    if not word.isascii() or "_" in word:
-        return None
-    try:
-        number = parse(word)
-    except ValueError:
-        return None
-    return None if word[-1].isdigit() and number in (math.inf, -math.inf) else number
+def _first_width(body: bytes, start: int) -> int:
+    """Columns of the line that starts there."""
+    end = len(body)
+    for line_end in (b"\n", b"\r"):
+        found = body.find(line_end, start, end)
+        end = end if found < 0 else found
+    return body.count(b",", start, end) + 1
+
+
+def _chosen(places: Sequence[int], skipped: int) -> slice | list[int]:
+    """An index for these columns behind the skipped ones, if possible one that copies nothing."""
+    if isinstance(places, range):
+        return slice(places.start + skipped, places.stop + skipped)
+    return [place + skipped for place in places]
 
 
 def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
@@ -270,7 +172,8 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
         raise NotAcceptable(
             "text/csv cannot carry outputs with different numbers of records", accepted=["application/json"]
         )
-    columns = [_column_lines(a.reshape(len(a), math.prod(a.shape[1:]))) for a in arrays]
+    arrays = [a.reshape(len(a), math.prod(a.shape[1:])) for a in arrays]
+    columns = [_column_lines(a) for a in arrays]
     lines = columns[0] if len(columns) == 1 else [b",".join(cells) for cells in zip(*columns, strict=True)]
     return join_lines(lines, options)
 
@@ -281,11 +184,18 @@ def _column_lines(array: Array) -> list[bytes]:
         return [b""] * len(array)
     if array.dtype == STRING:
         return [_quoted_line(row) for row in array]
-    numbers = cast(Any, array)
-    if array.dtype.kind == "f" and not np.isfinite(numbers).all():
-        return [",".join(str(item) for item in row).encode() for row in array]
+    # ``[[1,2],[3,4]]``: two characters before each line, and two brackets behind the last one
+    return [line[2:] for line in _numbers_text(array).split(b"]")[:-2]]
+
+
+def _numbers_text(array: Array) -> bytes:
+    """Numbers of shape (N, columns) in brackets: the digits of the JSON writer, and words for what it has none for."""
     text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
-    return text[2:-2].split(b"],[")
+    if b"n" not in text:  # no null
+        return text
+    numbers = cast(Any, array)
+    words = [str(number).encode() for number in numbers[~np.isfinite(numbers)].tolist()]
+    return b"".join(chain.from_iterable(zip_longest(text.split(b"null"), words, fillvalue=b"")))
 
 
 def _quoted_line(cells: Sequence[object]) -> bytes:

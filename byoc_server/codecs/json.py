@@ -1,6 +1,7 @@
 """``application/json``: the request forms of SageMaker, TensorFlow Serving and plain lists.
 
-Requests are the documents of ``documents``; bytes stand in them as in ``base64_values``.
+Requests are the documents of ``documents``; bytes stand in them as in ``base64_values``. Requests of the Open
+Inference Protocol (``open_inference``) are told by their form, and answered in it.
 
 Answers: ``{"predictions": [...]}``, one item per record in order: the value of the one output, or an object with one
 key per output. NaN and infinities have no JSON form and leave as ``null``.
@@ -12,31 +13,105 @@ Python clients send for missing values.
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, partial
 from typing import Any, cast
 
 import numpy as np
 import orjson
 
-from byoc_server.codecs.base import DecodeOptions, EncodeOptions
+from byoc_server.codecs.base import Answer, DecodeOptions, EncodeOptions, Enveloped
 from byoc_server.codecs.base64_values import may_hold_base64, with_bytes
 from byoc_server.codecs.documents import FORMS, tensors_from_document
+from byoc_server.codecs.json_arrays import LARGE_BYTES, document_with_arrays
+from byoc_server.codecs.open_inference import decode_request, is_request
+from byoc_server.codecs.open_inference_answer import encode_answer
 from byoc_server.codecs.walk import shown
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import Array, Signature, Tensors
 
 _NATIVE_KINDS = "fiub"
 _MARKS_OF_ONE_KEY = 2
+_NO_ROWS_OF_NUMBERS = (KeyError, TypeError, ValueError, OverflowError, struct.error)
 
 
-def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
+def _row_packer(kind: str, width: int) -> tuple[Callable[..., None], int]:
+    """What writes a row of numbers into an array, and refuses what is none or beyond the range; bytes of a row."""
+    row = struct.Struct(f"={width}{kind}")
+    return row.pack_into, row.size
+
+
+_ROW_PACKERS = {
+    np.dtype(name).char: cache(partial(_row_packer, kind))
+    for name, kind in {
+        "float16": "e",
+        "float32": "f",
+        "float64": "d",
+        "int8": "b",
+        "int16": "h",
+        "int32": "i",
+        "int64": "q",
+        "uint8": "B",
+        "uint16": "H",
+        "uint32": "I",
+        "uint64": "Q",
+    }.items()
+}
+"""NumPy's letter for a dtype -> ``_row_packer`` with that of the ``struct`` module."""
+
+
+def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped:
     """Read any of the request forms. See ``Codec.decode``."""
-    document = parse(body, "body", FORMS)
+    width: Any  # None raises an error, as another shape does
+    spec, document = signature.sole_input, None
+    if spec is not None and signature.batched and len(body) <= LARGE_BYTES:
+        # The commonest body in the fewest steps: ``instances``, and no other key, as rows of numbers of a fixed width.
+        try:
+            document = orjson.loads(body)
+            if len(document) == 1:
+                rows = document["instances"]
+                (width,) = signature.record_shapes[spec.name]
+                dtype = spec.dtype
+                pack_into, row_bytes = _ROW_PACKERS[dtype.char](width)
+                if len(rows) * width < len(body):  # before memory is taken
+                    array, place = np.empty((len(rows), width), dtype), 0
+                    for row in rows:
+                        pack_into(array, place, *row)
+                        place += row_bytes
+                    if place:
+                        return {spec.name: array}
+        except _NO_ROWS_OF_NUMBERS:
+            pass
+    return _decode_any_form(body, document, signature, options)
+
+
+def _decode_any_form(body: bytes, document: Any, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped:
+    """Read any of the request forms; ``document`` is what was parsed already, or ``None``."""
+    if len(body) > LARGE_BYTES:
+        tensors = _large_arrays(body, signature, options)
+        if tensors is not None:
+            return tensors
+    if document is None:
+        document = parse(body, "body", FORMS)
+    if is_request(document, signature):
+        return decode_request(document, signature, options)
     if may_hold_base64(body, signature):
         document = with_bytes(document, "" if isinstance(document, dict) else "body")
     # Two quotation marks make one key and no text. With a text somewhere the short way would be wrong: NumPy reads
     # numbers out of texts.
     tensors = _dense_instances(document, signature) if body.count(b'"') == _MARKS_OF_ONE_KEY else None
-    return tensors if tensors is not None else tensors_from_document(document, signature, options)
+    return tensors_from_document(document, signature, options) if tensors is None else tensors
+
+
+def _large_arrays(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | None:
+    """Read large arrays of plain numbers; ``None`` if it is anything else, right or wrong."""
+    document = document_with_arrays(body, signature)
+    if document is not None:
+        with suppress(InvalidPayload):  # of lists the message says more
+            return tensors_from_document(document, signature, options)
+    return None
 
 
 def parse(text: bytes, field: str, expected: str) -> object:
@@ -81,7 +156,7 @@ def _finite(digits: str) -> float:
 
 
 def _dense_instances(document: object, signature: Signature) -> Tensors | None:
-    """Take the commonest body in the fewest steps: ``instances`` as plain lists for one float input of fixed shape.
+    """Take ``instances`` as plain lists for one float input of fixed shape in few steps.
 
     Returns:
         The tensors, or ``None`` when it is anything else, right or wrong.
@@ -98,8 +173,10 @@ def _dense_instances(document: object, signature: Signature) -> Tensors | None:
     return {spec.name: array} if fits else None
 
 
-def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
-    """Write ``{"predictions": [...]}``. See ``Codec.encode``."""
+def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes | Answer:
+    """Write ``{"predictions": [...]}``, or what the request asks for. See ``Codec.encode``."""
+    if options.envelope is not None:
+        return encode_answer(tensors, signature, options)
     if len(signature.outputs) == 1:
         predictions = serializable(tensors[signature.outputs[0].name])
     elif signature.batched:

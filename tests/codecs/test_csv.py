@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import pytest
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.csv import decode, encode
 from byoc_server.errors import InvalidPayload, NotAcceptable, UnsupportedMediaType
-from byoc_server.types import Array, Signature, Tensors
-from tests.codecs.signatures import ABSENT, ENCODE, assert_same, one, several, texts
+from byoc_server.types import Array, Signature, Tensors, TensorSpec
+from tests.codecs.signatures import ABSENT, ENCODE, assert_same, one, several, spec, texts
+from tests.onnx_models import two_inputs
+from tests.server_process import running
 
 NAN, INF = float("nan"), float("inf")
 PAIR = one(shape=(None, 2))
@@ -246,6 +250,123 @@ def test_several_inputs_by_header() -> None:
     assert refusal("c,b,a,a\n2,x,1,1\n", THREE, header="present") == "header: a column name stands there twice"
 
 
+def with_columns(*tensors: tuple[TensorSpec, tuple[str, ...]]) -> Signature:
+    specs = tuple(replace(tensor, columns=columns) for tensor, columns in tensors)
+    return Signature(specs, specs)
+
+
+IRIS = with_columns((spec("x", "float32", (None, 2)), ("width", "length")))
+MIXED = with_columns((spec("x", "float32", (None, 2)), ("p", "q")), (spec("n", "int64", (None,)), ()))
+ALL_NAMED = with_columns(
+    (spec("x", "float32", (None, 2)), ("p", "q")),
+    (spec("s", "string", (None, 1)), ("t",)),
+    (spec("w", "int8", ()), ("q",)),
+)
+
+
+@pytest.fixture(params=[0, 100_000], ids=["numbers", "rows"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies of any size are read as plain numbers, if they are such; or none are."""
+    monkeypatch.setattr("byoc_server.codecs.csv._FEW_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_columns_go_by_the_names_of_an_input() -> None:
+    """Checklist 81: in the order of the input, wherever they stand; what else is there may be an id."""
+    expected = f32([2, 1], [4, 3])
+    for body in ("length,width\n1,2\n3,4\n", " length ,width\r\n1,2\r\n3,4", "id,length,width\n7,1,2\n8,3,4\n"):
+        assert_same(read(body, IRIS, header="present")["x"], expected)
+        assert_same(read("\ufeff" + body, IRIS, header="present")["x"], expected)
+    assert_same(read('"length",width,id\n1,2,a\n3,4,"b"\n', IRIS, header="present")["x"], expected)
+    assert_same(read("y,id,length,width\n9,7,1,2\n9,8,3,4\n", IRIS, header="present", label_size="1")["x"], expected)
+    assert_same(
+        read("id,x\n1,2\n", with_columns((spec("x", "float32", (None,)), ("x",))), header="present")["x"], f32(2)
+    )
+    assert_same(read("2,1\n4,3\n", IRIS)["x"], expected)
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_columns_of_several_inputs() -> None:
+    tensors = read("n,q,p\n5,2,1\n6,4,3\n", MIXED, header="present")
+    assert_same(tensors["x"], f32([1, 2], [3, 4]))
+    assert_same(tensors["n"], np.array([5, 6]))
+    named = read(
+        "id,t,q,p\n0,a,2,1.5\n0,b,4,3\n",
+        with_columns(*((s, s.columns) for s in ALL_NAMED.inputs[:2])),
+        header="present",
+    )
+    assert_same(named["x"], f32([1.5, 2], [3, 4]))
+    assert_same(named["s"], texts([["a"], ["b"]]))
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize(
+    ("body", "signature", "message"),
+    [
+        (
+            "length,wide\n1,2\n",
+            IRIS,
+            "header: missing 'width'; unknown 'wide'; the model's inputs are x: float32[?, 2] (columns 'width', ",
+        ),
+        ("length,width\n1,2,3\n", IRIS, "line 2: expected 2 columns, got 3"),
+        ("length,width,width\n1,2,3\n", IRIS, "header: a column name stands there twice"),
+        ("length,width,id,id\n1,x,3,3\n", IRIS, "line 2, column 2: expected a number"),
+        ("p,q,n,id\n1,2,3,4\n", MIXED, "header: unknown 'id'"),
+        ("p,q\n1,2\n", MIXED, "header: missing 'n'"),
+        ("x\n1\n", IRIS, "header: input x: float32[?, 2] takes another number of columns than 1"),
+        ("length,width\n\n1,2\n", IRIS, "line 2 is empty"),
+        ("\nlength,width\n1,2\n", IRIS, "line 1 is empty"),
+        ("length,width\r\r\n1,2\n", IRIS, "line 2 is empty"),
+        ("length,width\n", IRIS, "body has a header but no records"),
+        ("length,width", IRIS, "body has a header but no records"),
+        (b"l\xffngth,width\n1,2\n", IRIS, "body is not utf-8: byte 1 is 0xff"),
+    ],
+)
+def test_columns_that_do_not_fit(body: bytes | str, signature: Signature, message: str) -> None:
+    assert refusal(body, signature, header="present").startswith(message)
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_numbers_of_all_kinds_of_inputs() -> None:
+    signature = several(("a", "float64", (None, 2)), ("b", "int64", (None, 1)), ("c", "uint8", (None,)))
+    tensors = read(",1e3,-5,7\n2,3,9007199254740993,255\n", signature)
+    assert_same(tensors["a"], np.array([[NAN, 1000], [2, 3]]))
+    assert_same(tensors["b"], np.array([[-5], [2**53 + 1]]))
+    assert_same(tensors["c"], np.array([7, 255], np.uint8))
+    assert refusal("1,2,3,4\n1,2,,4\n", signature).startswith("line 2, column 3: expected a whole number")
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 4096])
+def test_rows_are_read_in_blocks(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which fault is named does not depend on where a block ends."""
+    monkeypatch.setattr("byoc_server.codecs.csv_rows._BLOCK_CELLS", cells)
+    body = '"1",2\n"",+4\n"5","6"\n' + "x,8\n" * 3
+    assert_same(read(body[:20], PAIR)["x"], f32([1, 2], [NAN, 4], [5, 6]))
+    assert refusal(body, PAIR) == "line 4, column 1: expected a number within the range of float32, got 'x'"
+    assert refusal(body + "1\n", PAIR) == "line 7: expected 2 columns, got 1"
+    assert refusal(body + "1\n\n", PAIR) == "line 8 is empty"
+    assert refusal(body + '1\n"', PAIR).startswith("line 8 is not valid CSV: ")
+    assert (
+        refusal(body + "1\n", PAIR, label_size="1") == "line 7: expected more than the 1 columns of label_size, got 1"
+    )
+    assert_same(read('a,"b,c"\n,""\n', one("string", (None, 2)))["x"], texts([["a", "b,c"], ["", ""]]))
+    assert refusal('1,"2,5"\n', PAIR).startswith("line 1, column 2: ")
+    assert refusal('"1,5",""\n', PAIR).startswith("line 1, column 1: ")
+
+
+def test_a_large_body_through_the_server(tmp_path: Path) -> None:
+    """Checklist 81 and 82: as plain numbers, and the same with a quoted cell in it."""
+    with running("--model", str(two_inputs(tmp_path / "model.onnx"))) as server:
+        rows = np.arange(6000).reshape(-1, 2) % 1000
+        body = "\n".join(",".join(map(str, row)) for row in rows.tolist())
+        answers = [
+            server.invoke(text.encode(), Content_Type="text/csv", Accept="text/csv").content
+            for text in (body, f'"0"{body[1:]}')
+        ]
+    assert answers[0] == answers[1]
+    assert len(answers[0].splitlines()) == 3000
+
+
 def test_several_inputs_of_open_width() -> None:
     open_pair = several(("a", "float32", (None, None)), ("b", "float32", (None, 1)))
     assert read("b,a\n1,2\n", open_pair, header="present")["a"].tolist() == [[2]]
@@ -288,8 +409,13 @@ def test_large_bodies_stay_linear() -> None:
         (PAIR, [[[0.1, NAN], [INF, -INF]]], b"0.1,nan\ninf,-inf\n"),
         (one(shape=(None,)), [[0.1, 2]], b"0.1\n2.0\n"),
         (one("float16", (None,)), [[0.1, 2]], b"0.099975586\n2.0\n"),
-        (one("float16", (None, 2)), [[[0.1, NAN]]], b"0.1,nan\n"),
+        (one("float16", (None, 2)), [[[0.1, NAN]]], b"0.099975586,nan\n"),
         (one("float64", (None,)), [[0.1]], b"0.1\n"),
+        (
+            one("float64", (None, 3)),
+            [[[NAN, 1e-5, -INF], [1e20, NAN, 3]]],
+            b"nan,0.00001,-inf\n1e+20,nan,3.0\n",
+        ),
         (one("int64", (None,)), [[-1, 2]], b"-1\n2\n"),
         (one("uint64", (None,)), [[2**64 - 1]], b"18446744073709551615\n"),
         (one("bool", (None, 2)), [[[True, False]]], b"true,false\n"),

@@ -81,6 +81,45 @@ def test_one_bad_line_refuses_the_body(body: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("signature", "line", "value"),
+    [
+        (one(shape=(None, 2)), b"[1, 2.5]", [1, 2.5]),
+        (one(shape=(None, 1)), b"7", [7]),
+        (one(shape=(None,)), b"null", NAN),
+        (one("int64", (None, None)), b"[1,2,3]", [1, 2, 3]),
+        (one("float64", (None, 2, 2)), b"[[1,2],[NaN,4]]", [[1, 2], [NAN, 4]]),
+    ],
+)
+def test_many_lines_of_numbers(signature: Signature, line: bytes, value: object) -> None:
+    expected = np.array([value] * 4000, signature.inputs[0].dtype)
+    for body in (b"\n".join([line] * 4000), (line + b"\r\n") * 4000, (line + b"\r") * 4000):
+        assert_same(decode(body, signature, OPTIONS)["x"], expected)
+
+
+@pytest.mark.parametrize(
+    ("signature", "line", "last", "message"),
+    [
+        (one(shape=(None, 2)), b"[1, 2]", b"[3]", "line 2001: expected 2 values for input 'x', got 1"),
+        (one(shape=(None, 2)), b"[1, 2]", b"", "line 2001 is empty"),
+        (one(shape=(None, 2)), b"[1, 2]", b"[3, 4], [5, 6]", "line 2001 is not valid JSON: "),
+        (one(shape=(None, 2)), b"[1, 2, 3]", b"[1, 2, 3]", "line 1: expected 2 values for input 'x', got 3"),
+        (one(shape=(None, 2)), b"[1, 2", b"3]", "line 1 is not valid JSON: "),
+        (one(shape=(None, 2)), b"[]      ", b"[]", "line 1: expected 2 values for input 'x', got 0"),
+        (one("uint8", (None, 1)), b"[1]     ", b"256", "line 2001[0]: expected a whole number from 0 to 255"),
+    ],
+)
+def test_many_lines_that_do_not_fit(signature: Signature, line: bytes, last: bytes, message: str) -> None:
+    with pytest.raises(InvalidPayload) as caught:
+        decode((line + b"\n") * 2000 + last + b"\n", signature, OPTIONS)
+    assert caught.value.message.startswith(message)
+
+
+def test_many_lines_of_something_else() -> None:
+    assert decode(b'"a b c"\n' * 4000, one("string", (None,)), OPTIONS)["x"].shape == (4000,)
+    assert decode(b'{"x": [1, 2]}\n' * 4000, one(shape=(None, 2)), OPTIONS)["x"].shape == (4000, 2)
+
+
+@pytest.mark.parametrize(
     ("signature", "arrays", "text"),
     [
         (one(shape=(None, 2)), [[[0.1, NAN], [1, 2]]], b"[0.1,null]\n[1.0,2.0]\n"),
