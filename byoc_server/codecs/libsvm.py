@@ -5,15 +5,15 @@ As XGBoost reads it ("Text Input Format of DMatrix", release 2.1): indices count
 does not name is 0. Within a line indices ascend. An empty line is an error, as in the other line formats; a line with
 only a comment is no record.
 
-Lines of plain numbers are taken apart as a whole: their blanks and colons are found in one pass, and the numbers are
-parsed in another. Only what that leaves open, right or wrong, is read word by word.
+Lines of plain numbers are taken apart many at a time: their blanks and colons are found in one pass, and the numbers
+are parsed in another. Only lines that this leaves open, right or wrong, are read word by word.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import cast
@@ -24,7 +24,6 @@ import orjson
 
 from byoc_server.codecs.base import DecodeOptions
 from byoc_server.codecs.conform import conform_array, convert
-from byoc_server.codecs.lines import body_lines
 from byoc_server.codecs.walk import checked_leaf, shown
 from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
@@ -39,13 +38,13 @@ _CLASSES = bytes(
     for byte in range(256)
 )
 """Byte -> what it is, as ``bytes.translate`` takes it."""
-_COMMENT = re.compile(rb"#[^\n]*")
+_COMMENT = re.compile(rb"^[ \t\v\f]*#[^\n]*(?:\n|\Z)|#[^\n]*", re.MULTILINE)
 _QUERY_ID = re.compile(rb"^([^\s:]+ )?qid:[0-9]+(?: |$)", re.MULTILINE)
 _MOST_EXACT = 2**53
 """From here on doubles do not hold every index; no tensor is that wide."""
 
-_BLOCK_BYTES = 256 * 1024
-"""So much text is taken apart at a time, rounded up to whole lines: it takes some forty times its room."""
+_BLOCK_BYTES = 64 * 1024
+"""So much text is taken apart at a time, rounded up to whole lines: it takes some fifty times its room."""
 
 Places = npt.NDArray[np.intp]
 Doubles = npt.NDArray[np.float64]
@@ -53,7 +52,7 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class _Entries:
-    """All pairs of index and value, in order.
+    """All pairs of index and value of some lines, in order.
 
     Attributes:
         lines: for every record the number of its line.
@@ -68,14 +67,47 @@ class _Entries:
     value: Doubles | list[object]
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The entries of some records for one input: where they go, and what they are in its dtype."""
+
+    row: Places
+    index: Places
+    value: Array
+
+
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
     """Read one sparse record a line. See ``Codec.decode``."""
     shapes = [_line_shape(spec, signature) for spec in signature.inputs]
-    plain = _plain_entries(body)
-    tensors = None if plain is None else _tensors(plain, shapes, signature, options)
-    if tensors is None:
-        tensors = _tensors(_read_entries(body), shapes, signature, options)
-    return cast(Tensors, tensors)  # what was read exactly fits, or has been refused
+    if not body:
+        raise InvalidPayload("body is empty", field="body", expected="at least one line", got="nothing")
+    # one column more than there can be where their number is open
+    widths = [_MOST_EXACT if None in shape else math.prod(cast(tuple[int, ...], shape)) for shape in shapes]
+    parts: list[list[_Part]] = []
+    rows = 0
+    for text, line in _blocks(body):
+        entries = _plain_entries(text)
+        block = None if entries is None else _parts(entries, rows, widths, signature)
+        if entries is None or block is None:
+            entries = _read_entries(text, line)
+            block = _parts(entries, rows, widths, signature)
+        parts.append(cast(list[_Part], block))  # what was read exactly fits, or has been refused
+        rows += len(entries.lines)
+    if not rows:
+        raise InvalidPayload("body holds only comments", field="body", expected="at least one record", got="none")
+    return _tensors(parts, rows, shapes, signature, options)
+
+
+def _blocks(body: bytes) -> Iterator[tuple[bytes, int]]:
+    """Cut the body at line ends: some lines, the last without its end, and the number of the first of them."""
+    text = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in body else body
+    start, line = 0, 1
+    while start < len(text):
+        end = text.find(b"\n", start + _BLOCK_BYTES)
+        block = text[start : end if end >= 0 else len(text) - text.endswith(b"\n")]
+        yield block, line
+        line += 1 + block.count(b"\n")
+        start = end + 1 if end >= 0 else len(text)
 
 
 def _line_shape(spec: TensorSpec, signature: Signature) -> tuple[int | None, ...]:
@@ -93,31 +125,22 @@ def _line_shape(spec: TensorSpec, signature: Signature) -> tuple[int | None, ...
     return shape
 
 
-def _plain_entries(body: bytes) -> _Entries | None:
-    """Take apart a body of numbers, blanks, colons, query ids and comments; ``None`` if it is anything else."""
-    text = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in body else body
+def _plain_entries(text: bytes) -> _Entries | None:
+    """Take apart lines of numbers, blanks, colons, query ids and comments; ``None`` if they are anything else."""
     if b"#" in text:
-        text = _COMMENT.sub(b"", text)
+        text = _COMMENT.sub(b"", text + b"\n")
+        if not text:  # there are no other lines
+            return _Entries((), *(np.empty(0, np.intp),) * 2, np.empty(0))
+        text = text[:-1]
     if b"qid:" in text:
         text = _QUERY_ID.sub(rb"\1", text)
-    parts, rows, start = [], 0, 0
-    while start < len(text):
-        end = text.find(b"\n", start + _BLOCK_BYTES)
-        block = text[start : end if end >= 0 else len(text) - text.endswith(b"\n")]
-        part = _entries_of_block(block)
-        if part is None:
-            return None
-        parts.append((part[0] + rows, *part[1:]))
-        rows += 1 + block.count(b"\n")
-        start = end + 1 if end >= 0 else len(text)
-    if not parts:
-        return None
-    row, index, value = map(np.concatenate, zip(*parts, strict=True))
-    return _Entries(range(1, rows + 1), row, index, value)
+    found = _entries_of_block(text)
+    # Nothing here is ever called by its line: the exact way knows the numbers.
+    return None if found is None else _Entries(range(1 + text.count(b"\n")), *found)
 
 
 def _entries_of_block(text: bytes) -> tuple[Places, Places, Doubles] | None:
-    """Row, index and value of all entries of some lines, the last without its end. See ``_plain_entries``."""
+    """Row, index and value of all entries. See ``_plain_entries``."""
     classes = np.frombuffer((b"\n" + text + b"\n").translate(_CLASSES), np.uint8)
     place = np.flatnonzero(classes)
     kind = classes[place]
@@ -160,7 +183,7 @@ def _plain_numbers(text: bytes, count: int) -> Doubles | None:
         return None
 
 
-def _read_entries(body: bytes) -> _Entries:
+def _read_entries(text: bytes, first_line: int) -> _Entries:
     """Read word by word, exactly.
 
     Raises:
@@ -170,7 +193,10 @@ def _read_entries(body: bytes) -> _Entries:
     row: list[int] = []
     index: list[int] = []
     value: list[object] = []
-    for line_number, line in enumerate(body_lines(body), 1):
+    for line_number, line in enumerate(text.split(b"\n"), first_line):
+        if not line.strip():
+            where = f"line {line_number}"
+            raise InvalidPayload(f"{where} is empty", field=where, expected="a record", got="nothing")
         words = _words(line)
         if words is None:
             continue
@@ -187,8 +213,6 @@ def _read_entries(body: bytes) -> _Entries:
             index.append(int(digits))
             value.append(_number(right))
         lines.append(line_number)
-    if not lines:
-        raise InvalidPayload("body holds only comments", field="body", expected="at least one record", got="none")
     return _Entries(lines, np.array(row, np.intp), np.array(index, np.intp), value)
 
 
@@ -219,18 +243,37 @@ def _number(word: bytes) -> object:
     return text
 
 
+def _parts(entries: _Entries, rows: int, widths: Sequence[int], signature: Signature) -> list[_Part] | None:
+    """The entries of some lines, input by input, that follow ``rows`` records.
+
+    Returns:
+        ``None`` if values that were read as doubles do not fit, or indices beside them: they must be read exactly.
+    """
+    if not _check_indices(entries, sum(widths)):
+        return None
+    parts = []
+    first = 0
+    for spec, width in zip(signature.inputs, widths, strict=True):
+        mine = entries if len(widths) == 1 else _part(entries, first, first + width)
+        values = _values(mine, spec, first)
+        if values is None:
+            return None
+        parts.append(_Part(mine.row + rows, mine.index, values))
+        first += width
+    return parts
+
+
 def _tensors(
-    entries: _Entries,
+    parts: Sequence[Sequence[_Part]],
+    rows: int,
     shapes: Sequence[tuple[int | None, ...]],
     signature: Signature,
     options: DecodeOptions,
-) -> Tensors | None:
-    """Fill the inputs; ``None`` if values that were read as doubles do not fit, so that they must be read exactly."""
-    rows = len(entries.lines)
+) -> Tensors:
+    """Fill the inputs."""
     if shapes == [(None,)]:
-        shapes = [(int(entries.index.max(initial=-1)) + 1,)]
+        shapes = [(max(int(part.index.max(initial=-1)) for (part,) in parts) + 1,)]
     widths = [math.prod(cast(tuple[int, ...], shape)) for shape in shapes]
-    _check_indices(entries, sum(widths))
     size = rows * sum(w * spec.dtype.itemsize for w, spec in zip(widths, signature.inputs, strict=True))
     if size > options.max_tensor_bytes:
         raise TensorsTooLarge(
@@ -240,33 +283,37 @@ def _tensors(
             got=f"{size} bytes",
         )
     tensors: Tensors = {}
-    first = 0
-    for spec, width, shape in zip(signature.inputs, widths, shapes, strict=True):
-        mine = entries if len(shapes) == 1 else _part(entries, first, first + width)
-        values = _values(mine, spec, first)
-        if values is None:
-            return None
+    for number, (spec, width, shape) in enumerate(zip(signature.inputs, widths, shapes, strict=True)):
         array = np.zeros((rows, width), spec.dtype)
-        array[mine.row, mine.index] = values
+        for block in parts:
+            part = block[number]
+            array[part.row, part.index] = part.value
         tensors[spec.name] = _reshaped(array, shape, spec, signature)
-        first += width
     return tensors
 
 
-def _check_indices(entries: _Entries, width: int) -> None:
+def _check_indices(entries: _Entries, width: int) -> bool:
+    """Whether indices ascend within each record and there are such columns; of exact entries only if they do.
+
+    Raises:
+        InvalidPayload: they do not, naming the line.
+    """
     row, index = entries.row, entries.index
     beyond = np.flatnonzero(index >= width)
+    fallen = np.flatnonzero((index[1:] <= index[:-1]) & (row[1:] == row[:-1]))
+    if not isinstance(entries.value, list):
+        return not beyond.size and not fallen.size
     if beyond.size:
         where, got = f"line {entries.lines[row[beyond[0]]]}", f"index {index[beyond[0]]}"
         expected = f"indices from 0 to {width - 1}"
         raise InvalidPayload(f"{where}: expected {expected}, got {got}", field=where, expected=expected, got=got)
-    fallen = np.flatnonzero((index[1:] <= index[:-1]) & (row[1:] == row[:-1]))
     if fallen.size:
         where, got = f"line {entries.lines[row[fallen[0]]]}", f"index {index[fallen[0] + 1]}"
         expected = f"an index above {index[fallen[0]]}"
         raise InvalidPayload(
             f"{where}: indices must ascend: expected {expected}, got {got}", field=where, expected=expected, got=got
         )
+    return True
 
 
 def _part(entries: _Entries, first: int, end: int) -> _Entries:

@@ -40,6 +40,9 @@ _CONTAINERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 """The bytes that lists and maps start with; others may look like them."""
 _CONTAINER_BYTES = 64
 """What Python takes for a list of no items and the reference to it, with the collector's share."""
+_BINS = b"\xc4\xc5\xc6"
+_CONTAINERS_A_BIN = 3
+"""Where they are values of uint8 inputs they become arrays, each of which takes as much as so many lists."""
 _MAX_GROWTH = 32
 _FREE_BYTES = 1024 * 1024
 _MAX_RANK = 32
@@ -53,7 +56,7 @@ def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors
         array = _float_records(body, spec, signature.record_shapes[spec.name])
         if array is not None:
             return {spec.name: array}
-    return tensors_from_document(_document(body), signature, options)
+    return tensors_from_document(_document(body, signature), signature, options)
 
 
 def _float_records(body: bytes, spec: TensorSpec, record_shape: tuple[int | None, ...]) -> Array | None:
@@ -102,7 +105,7 @@ def _list_header(body: bytes, at: int) -> tuple[int, bytes] | None:
     return (length, body[at : at + size]) if length else None
 
 
-def _document(body: bytes) -> object:
+def _document(body: bytes, signature: Signature) -> object:
     """Parse the body.
 
     All of it is skipped over first, which takes no memory: from then on every list is known to have as many items as
@@ -110,7 +113,7 @@ def _document(body: bytes) -> object:
 
     Raises:
         InvalidPayload: it is not one MessagePack value, or holds what is not taken.
-        TensorsTooLarge: so many lists or maps for its length that they would take a multiple of it.
+        TensorsTooLarge: so many lists, maps or arrays for its length that they would take a multiple of it.
     """
     if not body:
         raise InvalidPayload("body is empty", field="body", expected=FORMS, got="nothing")
@@ -128,8 +131,9 @@ def _document(body: bytes) -> object:
     end = unpacker.tell()
     if end < len(body):
         raise _invalid(f"{len(body) - end} bytes follow the document", f"byte {end}")
+    has_arrays = any(spec.dtype == np.uint8 for spec in signature.inputs)
     try:
-        return cast(object, msgpack.unpackb(body, ext_hook=_extension, **_container_hooks(body)))
+        return cast(object, msgpack.unpackb(body, ext_hook=_extension, **_container_hooks(body, has_arrays)))
     except UnicodeDecodeError as error:
         reason = f"a string is not UTF-8: byte {error.start} of it is 0x{error.object[error.start]:02x}"
     except ValueError as error:
@@ -137,20 +141,25 @@ def _document(body: bytes) -> object:
     raise _invalid(reason, "body")
 
 
-def _container_hooks(body: bytes) -> dict[str, Any]:
+def _container_hooks(body: bytes, has_arrays: bool) -> dict[str, Any]:
     """What the parser is to call for lists and maps: they are counted where there may be too many of them.
 
     A list of no items is one byte of the body and a hundred of memory, and to take a million of them keeps the
     interpreter busy for a second.
+
+    Args:
+        body: the whole of it.
+        has_arrays: whether ``bin`` values may be arrays, and so are counted as well.
     """
     most = (_MAX_GROWTH * len(body) + _FREE_BYTES) // _CONTAINER_BYTES
-    if len(body) - len(body.translate(None, _CONTAINERS)) <= most:
+    lookalikes = _number_of(_CONTAINERS, body) + _CONTAINERS_A_BIN * has_arrays * _number_of(_BINS, body)
+    if lookalikes <= most:
         return {"object_pairs_hook": _object}
     left = most
 
-    def count() -> None:
+    def count(bins: int) -> None:
         nonlocal left
-        left -= 1
+        left -= 1 + _CONTAINERS_A_BIN * bins
         if left < 0:
             raise TensorsTooLarge(
                 f"body holds more than {most} lists and maps in {len(body)} bytes: send longer rows as lists of "
@@ -161,14 +170,18 @@ def _container_hooks(body: bytes) -> dict[str, Any]:
             )
 
     def counted_list(items: list[object]) -> list[object]:
-        count()
+        count(sum([type(item) is bytes for item in items]) if has_arrays else 0)
         return items
 
     def counted_map(pairs: Sequence[tuple[str | bytes, Any]]) -> object:
-        count()
+        count(sum([type(item) is bytes for _, item in pairs]) if has_arrays else 0)
         return _object(pairs)
 
     return {"list_hook": counted_list, "object_pairs_hook": counted_map}
+
+
+def _number_of(markers: bytes, body: bytes) -> int:
+    return len(body) - len(body.translate(None, markers))
 
 
 def _invalid(reason: str, place: str) -> InvalidPayload:

@@ -47,7 +47,7 @@ def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors
     return {spec.name: conform_array(array, spec, signature, "body")}
 
 
-def read_array(data: bytes, start: int = 0, end: int | None = None, *, empty: bool = False) -> Array:
+def read_array(data: bytes | bytearray, start: int = 0, end: int | None = None, *, empty: bool = False) -> Array:
     """Read one file, which is all or a part of ``data``.
 
     Args:
@@ -82,7 +82,7 @@ def read_array(data: bytes, start: int = 0, end: int | None = None, *, empty: bo
             f"the limit is {_MAX_HEADER_BYTES}",
             field="byte 8",
         )
-    shape, fortran_order, dtype = _parse_header(data[start : start + header])
+    shape, fortran_order, dtype = _parse_header(bytes(data[start : start + header]))
     count = math.prod(shape)
     if count * dtype.itemsize != size - header or (count == 0 and not empty):
         raise InvalidPayload(

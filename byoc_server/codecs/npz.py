@@ -61,6 +61,9 @@ _SPARE_MEMBERS = 8
 """How many members more than inputs are read: enough for a sparse matrix, and to name those that are not wanted."""
 _SPARSE_NUMBER_BYTES = 24
 """What every number of a sparse matrix takes, at the most, on its way to the dense one."""
+_PACKED_STEP_BYTES = 16 * 1024
+_PLAIN_STEP_BYTES = 256 * 1024
+"""A stream inflates in such steps: all at once its pieces would be held beside what they are joined to."""
 _SPARSE_MEMBERS = {"format", "shape", "data"}
 
 
@@ -268,14 +271,25 @@ def _read_member(body: bytes, member: _Member, *, empty: bool = False) -> Array:
         ) from None
 
 
-def _inflate(body: bytes, member: _Member) -> bytes:
+def _inflate(body: bytes, member: _Member) -> bytearray:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    data, left, at = bytearray(member.plain_bytes), member.plain_bytes, member.start
     try:
-        # a byte more than there should be, so that the stream can come to its end, or show that it goes on
-        data = inflater.decompress(memoryview(body)[member.start : member.end], member.plain_bytes + 1)
+        while at < member.end and left >= 0 and not inflater.eof:
+            packed = body[at : min(at + _PACKED_STEP_BYTES, member.end)]
+            at += len(packed)
+            more = True
+            while more and left >= 0:
+                # a byte more than there should be, so that the stream can come to its end, or show that it goes on
+                most = min(left + 1, _PLAIN_STEP_BYTES)
+                part = inflater.decompress(packed, most)
+                data[len(data) - left : len(data) - left + len(part)] = part
+                left -= len(part)
+                packed = inflater.unconsumed_tail
+                more = bool(packed) or len(part) == most  # some may wait within, when all that came in is used up
     except zlib.error:
         raise InvalidPayload("it does not inflate", field="deflated data", expected="a deflate stream") from None
-    whole = inflater.eof and not inflater.unused_data and len(data) == member.plain_bytes
+    whole = inflater.eof and not inflater.unused_data and at == member.end and not left
     if not whole or zlib.crc32(data) != member.crc:
         raise InvalidPayload(
             f"it does not inflate to the {member.plain_bytes} bytes of CRC-32 {member.crc:08x} it is said to have",

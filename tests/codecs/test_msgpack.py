@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from byoc_server.codecs import msgpack as codec
-from byoc_server.codecs.base import CodecEntry, codecs_by_media_type, request_codecs
+from byoc_server.codecs.base import CodecEntry, DecodeOptions, codecs_by_media_type, request_codecs
 from byoc_server.codecs.msgpack import decode, encode
 from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import Array, BatchAxis, Signature
@@ -382,6 +382,21 @@ def test_short_rows_are_not_too_many() -> None:
     records = [{"x": 144}] * 10_000
     body = msgpack.packb({"instances": records, "signature_name": b"\x90" * 100_000})
     assert_same(read(body, one(shape=(None,))), np.full(10_000, 144, np.float32))
+
+
+def test_many_short_bins_are_too_many_arrays() -> None:
+    """Only where they are arrays; longer ones, and bytes that look like them, are not."""
+    limit = DecodeOptions({}, 10**9)
+    body = b"\xdd" + struct.pack(">I", 100_000) + b"\xc4\x01a" * 100_000
+    for document in (body, b"\x91\x81\xa1x" + body):
+        with pytest.raises(TensorsTooLarge, match="lists and maps in"):
+            decode(document, one("uint8", (None, None)), limit)
+    assert read(body, one("string", (None,))).shape == (100_000,)
+    body = b"\xdd" + struct.pack(">I", 100_000) + b"\xc4\x08abcdefgh" * 100_000
+    assert read(body, one("uint8", (None, 8))).shape == (100_000, 8)
+    assert read([b"\xc4" * 1_000_000], one("uint8", (None, None))).shape == (1, 1_000_000)
+    with pytest.raises(TensorsTooLarge):
+        read({"instances": [{"x": b"a"}] * 100_000}, one("uint8", (None, None)))
 
 
 @pytest.mark.parametrize("item", [b"\x01", b"\x90", b"\x80", b"\xa1a", b"\xc4\x01a", b"\xc0", b"\xcb" + b"\x3f" * 8])

@@ -150,6 +150,15 @@ def test_several_inputs(packed: bool) -> None:
     assert_same(received["s"], texts(["x", "yy"]))
 
 
+@pytest.mark.parametrize("rest", [-130, -129, -128, -127, -1, 0, 1, 5, 300])
+@pytest.mark.parametrize("steps", [1, 2, 32])
+def test_sizes_around_the_steps_of_inflating(steps: int, rest: int) -> None:
+    """Zeros, of which much may wait within the inflater; and what hardly gets smaller."""
+    size = steps * 256 * 1024 + rest
+    for array in (np.zeros(size, np.uint8), np.random.default_rng(0).integers(0, 250, size // 8, np.uint8)):
+        assert_same(read(saved(x=array, packed=True), one("uint8", (None,))), array)
+
+
 def test_names_of_all_kinds() -> None:
     names = ["\u00e4\u20ac", "model/dense:0", "../x", "x.npy", "x", ""]
     signature = several(*[(name, "int64", (None,)) for name in names])
