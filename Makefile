@@ -6,12 +6,12 @@ BIN := .venv/bin
 ENGINE ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' byoc_server/__init__.py)
 
-.PHONY: serve test lint types unit container image-cpu image-gpu format bench bench-images clean
+.PHONY: serve test lint types unit fuzz fuzz-brief container image-cpu image-gpu format bench bench-images clean
 
 serve: .venv/.serve
 	$(BIN)/byoc serve
 
-test: lint types unit container
+test: lint types unit fuzz-brief container
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -26,6 +26,15 @@ unit: .venv/.dev
 	$(BIN)/coverage erase
 	$(BIN)/pytest --cov --cov-report=term -m 'not container'
 
+# Every decoder, two seconds each, two at a time: about 40 seconds. Skips, loudly, where atheris has no wheel.
+fuzz-brief: .venv/.dev
+	$(BIN)/python -m benchmarks.fuzz --seconds 2 --jobs 2 --seed 1
+
+# The same for as long as you like: FUZZ_SECONDS for each target. It goes on where it stopped.
+FUZZ_SECONDS ?= 60
+fuzz: .venv/.dev
+	$(BIN)/python -m benchmarks.fuzz --seconds $(FUZZ_SECONDS) --corpus build/fuzz
+
 # Builds the images, the GPU's from about 1.5 GB of downloads: about five minutes. Skips, loudly, without an engine.
 container: .venv/.dev
 	$(BIN)/pytest -m container
@@ -39,11 +48,13 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The three benchmarks, one after the other: about twelve minutes. Needs wrk, and nothing else should run.
+# All benchmarks but that of the images, one after the other: about 14 minutes. Needs wrk, and nothing else should run.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.bench_overhead
 	$(BIN)/python -m benchmarks.bench_batching
 	$(BIN)/python -m benchmarks.bench_startup
+	$(BIN)/python -m benchmarks.bench_codecs
+	$(BIN)/python -m benchmarks.bench_stalls
 
 bench-images: .venv/.dev
 	$(BIN)/python -m benchmarks.bench_images --output benchmarks/images.json

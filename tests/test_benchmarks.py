@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import re
 import shutil
+import socketserver
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
-from benchmarks import environment, models, report, wrk
+from benchmarks import environment, models, paced, report, wrk
+from benchmarks.fuzz import __main__ as fuzz_command
+from benchmarks.fuzz import decoders, findings
 from benchmarks.processes import ENVIRONMENT, process_tree, stat_fields
+from byoc_server.codecs import octet_stream
+from byoc_server.codecs.base import CodecEntry
+from byoc_server.errors import InferenceFailed, InvalidPayload
+from tests.server_process import wait_for
 
 RESULT = (
     "Running 1s test @ http://127.0.0.1:8080/invocations\n  1 threads and 64 connections\n"
@@ -149,12 +163,147 @@ def test_stat_files_of_programs_with_odd_names_are_read(tmp_path: Path) -> None:
     assert stat_fields(path) == ["S", "1", "2", "3"]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs the load generator wrk")
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-@pytest.mark.parametrize("name", ["bench_batching", "bench_overhead", "bench_startup"])
-def test_benchmarks_run(name: str, tmp_path: Path) -> None:
-    output = tmp_path / "results" / f"{name}.json"
+@contextlib.contextmanager
+def answering(*pieces: bytes) -> Iterator[int]:
+    """A server that answers whatever comes with the same bytes, piece by piece. Yields its port."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while self.request.recv(65536):
+                for piece in pieces:
+                    self.request.sendall(piece)
+                    time.sleep(0.001)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_paced_client_reads_whole_answers_and_keeps_its_pace() -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Le", b"ngth: 3\r\n\r\na", b"bc") as port:
+        latencies_s = paced.latencies_s(port, paced.ping(), rate_per_s=100, duration_s=0.1)
+    assert 0 < len(latencies_s) <= 11
+    assert min(latencies_s) > 0.002
+
+
+def test_a_client_beside_asks_on_until_the_end() -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as port:
+        with paced.back_to_back(port, paced.invocation("text/csv", b"1,2")) as taken_s:
+            wait_for(lambda: len(taken_s) > 2, "three answers")
+        answers = len(taken_s)
+    assert len(taken_s) == answers
+
+
+def test_other_answers_than_200_fail_the_benchmark() -> None:
+    with answering(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n") as port:
+        with pytest.raises(report.BenchmarkError, match="503"):
+            paced.latencies_s(port, paced.ping(), rate_per_s=100, duration_s=0.1)
+        with (
+            pytest.raises(report.BenchmarkError, match=r"beside failed: .*503"),
+            paced.back_to_back(port, paced.ping()),
+        ):
+            pass
+
+
+def test_findings_are_told_apart_and_the_shortest_input_of_each_is_kept(tmp_path: Path) -> None:
+    found = findings.Findings(tmp_path)
+    for data, reason in ((b"long", "7 bytes"), (b"s", "12 bytes"), (b"medium", "7 bytes"), (b"other", "no text")):
+        found.keep(data, findings.FindingError(reason))
+    kept = {path.read_bytes(): path.with_suffix(".txt").read_text() for path in tmp_path.iterdir() if not path.suffix}
+    assert kept.keys() == {b"s", b"other"}
+    assert "12 bytes" in kept[b"s"]
+    assert "no text" in kept[b"other"]
+
+
+def lying_decoder(result: object) -> CodecEntry:
+    """A row of the table whose decoder gives that, or raises it."""
+
+    def decode(*arguments: object) -> object:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return cast(CodecEntry, SimpleNamespace(media_type="x/y", load=lambda: SimpleNamespace(decode=decode)))
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ({}, "not the inputs"),
+        ({"x": np.zeros((1, 4), np.float64)}, "float64"),
+        ({"x": np.zeros((1, 3), np.float32)}, r"\(1, 3\)"),
+        ({"x": np.zeros((0, 4), np.float32)}, r"\(0, 4\)"),
+        ({"x": np.zeros((4, 2), np.float32).T[:, ::1]}, r"\(2, 4\)"),
+        ({"x": np.zeros((2**18 + 1, 4), np.float32)}, "larger than allowed"),
+        (InferenceFailed("x"), "status 500"),
+        (InvalidPayload("x" * 1000), "too long"),
+        (InvalidPayload("x", got="y" * 5000), "too long"),
+        (InvalidPayload(""), "empty"),
+    ],
+)
+def test_fuzzing_finds_what_a_decoder_should_not_do(result: object, reason: str) -> None:
+    with pytest.raises(findings.FindingError, match=reason):
+        decoders.check_decoder(lying_decoder(result), bytes(3))
+
+
+def test_fuzzing_finds_memory_that_grows_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks_bytes = iter([2**28, 2**29])
+    monkeypatch.setattr(decoders, "_peak_bytes", lambda: next(peaks_bytes))
+    with pytest.raises(findings.FindingError, match="memory"):
+        decoders.check_decoder(lying_decoder(InvalidPayload("x")), bytes(3))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs atheris, which has no wheel here")
+def test_a_target_is_fuzzed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.fuzz", "application/octet-stream", "--seconds", "1", "--seed", "1"]
+    done = subprocess.run(
+        [*command, "--findings", str(tmp_path / "findings"), "--corpus", str(tmp_path / "corpus")],
+        cwd=environment.ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(
+        r"application/octet-stream: \d+ inputs, \d+ places of the code reached, no findings\n", done.stdout
+    )
+    assert any((tmp_path / "corpus" / "application-octet-stream").iterdir())
+
+
+def test_fuzzing_without_atheris_says_that_nothing_was_fuzzed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["fuzz"])
+    assert fuzz_command.main() == 0
+    assert "NOTHING WAS FUZZED" in capsys.readouterr().err
+
+
+def test_a_finding_is_replayed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "finding"
+    path.write_bytes(b"\0\0\0" + bytes(16))
+    monkeypatch.setattr(sys, "argv", ["fuzz", "application/octet-stream", "--replay", str(path)])
+    assert fuzz_command.main() == 0
+    monkeypatch.setattr(octet_stream, "decode", lambda *arguments: {})
+    with pytest.raises(findings.FindingError):
+        fuzz_command.main()
+
+
+def test_an_unknown_target_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["fuzz", "text/none"])
+    with pytest.raises(SystemExit):
+        fuzz_command.main()
+    assert "no such target: text/none; there are application/json" in capsys.readouterr().err
+
+
+def run_quickly(name: str, output: Path) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--output", str(output)]
     done = subprocess.run(
         command, cwd=environment.ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
@@ -167,3 +316,18 @@ def test_benchmarks_run(name: str, tmp_path: Path) -> None:
     assert result["rows"]
     assert result["rounds"]
     assert result["environment"]["cpu"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs the load generator wrk")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("name", ["bench_batching", "bench_overhead", "bench_startup"])
+def test_benchmarks_run(name: str, tmp_path: Path) -> None:
+    run_quickly(name, tmp_path / "results" / f"{name}.json")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("name", ["bench_codecs", "bench_stalls"])
+def test_benchmarks_without_wrk_run(name: str, tmp_path: Path) -> None:
+    run_quickly(name, tmp_path / "results" / f"{name}.json")

@@ -23,7 +23,6 @@ from byoc_server.models.model import Model, load_model
 from byoc_server.models.repository import find_model
 from byoc_server.server.entrypoint import END_SIGNALS, enter
 from byoc_server.server.worker import engine_options
-from byoc_server.telemetry.logging import configure
 from byoc_server.types import STRING, Array, BatchAxis, Signature, Tensors, TensorSpec
 
 _DEFAULT_MEDIA_TYPE = "application/json"
@@ -50,7 +49,6 @@ def run(settings: Settings, path: str, environ: MutableMapping[str, str], *, as_
     Raises:
         StartupError: there is no model, or it cannot be loaded; the message says what to do.
     """
-    configure("error", "text")  # what is of interest is printed
     signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)  # blocked while a process replaced itself by this one
     enter(settings, environ)
     source = find_model(path, environ).path

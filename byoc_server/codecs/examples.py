@@ -94,7 +94,7 @@ def _recordio(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Exam
     name_of = {signature.sole_input.name: "values"} if signature.sole_input else {}
     record = b""
     for name, array in tensors.items():
-        values = array[0] if signature.batched else array
+        values = np.asarray(array[0], array.dtype) if signature.batched else array
         number, content = _record_tensor(values)
         if values.ndim > 1 and number != _RECORD_BYTES:
             content += field(3, encode_varints(np.array(values.shape, np.uint64))[0])
@@ -120,7 +120,7 @@ def _record_tensor(values: Array) -> tuple[int, bytes]:
 def _tfexample(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
     features = b""
     for name, array in tensors.items():
-        values = array[0] if signature.batched else array
+        values = np.asarray(array[0], array.dtype) if signature.batched else array
         if values.dtype == STRING:
             feature = field(1, b"".join(field(1, str(text).encode()) for text in values.ravel()))
         elif values.dtype.kind == "f":

@@ -108,9 +108,7 @@ def test_two_for_one_media_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     points = folder / "sums-1.0.dist-info" / "entry_points.txt"
     points.write_text("[byoc_server.codecs]\na = sums:ENTRY\nb = sums:ENTRY\n")
     monkeypatch.syspath_prepend(folder)
-    with pytest.raises(
-        StartupError, match="b = sums:ENTRY: there is a codec for application/x-plus, "
-    ):
+    with pytest.raises(StartupError, match="b = sums:ENTRY: there is a codec for application/x-plus, "):
         base.all_codecs()
 
 

@@ -622,7 +622,7 @@ def test_small_answers_errors_and_pings_are_never_coded(server: ServerProcess) -
 
 
 def test_a_client_that_leaves_a_coded_body_behind_does_no_harm(server: ServerProcess) -> None:
-    body = gzip.compress(json.dumps(ROWS * 20_000).encode())
+    body = gzip.compress(json.dumps(ROWS * 5_000).encode())  # the queue has room for all of them
     before = len(server.events("request"))
     for _ in range(5):
         with server.connect() as connection:
