@@ -1,1 +1,1 @@
-"""Bytes to tensors and back, one format a module."""
+"""Bytes to tensors and back, one format a module; what several of them are made of is in the folders."""

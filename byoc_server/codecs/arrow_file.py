@@ -10,9 +10,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 from byoc_server.codecs.arrow_stream import read_stream
-from byoc_server.codecs.arrow_table import batch_from_tensors
-from byoc_server.codecs.arrow_walk import check_stream
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
+from byoc_server.codecs.columnar.arrow_table import batch_from_tensors
+from byoc_server.codecs.columnar.arrow_walk import check_stream
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import Signature, Tensors
 

@@ -1,7 +1,7 @@
 """``application/vnd.apache.arrow.stream``: the streaming form of the Arrow IPC format (columnar format 1.5).
 
-A table's columns are the inputs, see ``arrow_table``. The stream must end with its end-of-stream marker, so that a body
-that was cut between two batches is not taken for a shorter one. Compressed buffers are read; dictionaries are replaced
+A table's columns are the inputs, see ``columnar.arrow_table``. The stream must end with its end-of-stream marker, so that a
+body that was cut between two batches is not taken for a shorter one. Compressed buffers are read; dictionaries are replaced
 whole or not at all.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from byoc_server.codecs.arrow_table import (
+from byoc_server.codecs.base import DecodeOptions, EncodeOptions
+from byoc_server.codecs.columnar.arrow_table import (
     batch_from_tensors,
     may_hold_views,
     one_batch,
@@ -20,8 +21,7 @@ from byoc_server.codecs.arrow_table import (
     require_rows,
     tensors_from_batch,
 )
-from byoc_server.codecs.arrow_walk import check_stream, first_line
-from byoc_server.codecs.base import DecodeOptions, EncodeOptions
+from byoc_server.codecs.columnar.arrow_walk import check_stream, first_line
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import Signature, Tensors
 

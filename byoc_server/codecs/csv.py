@@ -12,7 +12,7 @@ An empty cell of a float column is NaN. Cells may be quoted, and a quoted cell m
 Answers have no header: the columns of all outputs side by side, NaN as ``nan``.
 
 Plain numbers, the usual case, are read by a JSON parser, also with empty cells and ``nan`` among them in larger bodies;
-what that refuses (``+1``, ``.5``, a quoted cell) goes the long way, through ``csv_rows``.
+what that refuses (``+1``, ``.5``, a quoted cell) goes the long way, through ``text.csv_rows``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ import numpy as np
 import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.csv_layout import flat_shape, layout_of, reshaped
-from byoc_server.codecs.csv_rows import Dialect, read_rows
-from byoc_server.codecs.lines import join_lines
-from byoc_server.codecs.number_arrays import Column, read_cells
-from byoc_server.codecs.number_text import NotPlainError
-from byoc_server.codecs.walk import shown
+from byoc_server.codecs.text.csv_layout import flat_shape, layout_of, reshaped
+from byoc_server.codecs.text.csv_rows import Dialect, read_rows
+from byoc_server.codecs.text.lines import join_lines
+from byoc_server.codecs.text.number_arrays import Column, read_cells
+from byoc_server.codecs.text.number_text import NotPlainError
+from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload, NotAcceptable, UnsupportedMediaType
 from byoc_server.types import STRING, Array, Signature, Tensors
 

@@ -15,8 +15,8 @@ import orjson
 from byoc_server.codecs.base import CodecEntry, DecodeOptions, EncodeOptions
 from byoc_server.codecs.json import records, serializable
 from byoc_server.codecs.media_type import parse_media_type
-from byoc_server.codecs.open_inference_data import DATATYPE_NAMES
-from byoc_server.codecs.protobuf_wire import encode_varints, field
+from byoc_server.codecs.open_inference.data import DATATYPE_NAMES
+from byoc_server.codecs.protobuf.wire import encode_varints, field
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import STRING, Array, ImageSpec, Signature, Tensors, TensorSpec
 

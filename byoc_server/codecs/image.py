@@ -26,10 +26,10 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from byoc_server.codecs.base import DecodeOptions
-from byoc_server.codecs.conform import fits, shape_text
-from byoc_server.codecs.image_header import ImageHeader, read_header
-from byoc_server.codecs.pixels import Pixels, normalised, padded, record_shape_of, value_table
-from byoc_server.codecs.walk import shown
+from byoc_server.codecs.images.header import ImageHeader, read_header
+from byoc_server.codecs.images.pixels import Pixels, normalised, padded, record_shape_of, value_table
+from byoc_server.codecs.values.conform import fits, shape_text
+from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload, TensorsTooLarge, UnsupportedMediaType
 from byoc_server.types import Array, ImageSpec, Resize, Signature, Tensors, TensorSpec
 

@@ -1,7 +1,7 @@
 """``application/json``: the request forms of SageMaker, TensorFlow Serving and plain lists.
 
-Requests are the documents of ``documents``; bytes stand in them as in ``base64_values``. Requests of the Open
-Inference Protocol (``open_inference``) are told by their form, and answered in it.
+Requests are the documents of ``values.documents``; bytes stand in them as in ``values.base64_values``. Requests of the
+Open Inference Protocol (``open_inference``) are told by their form, and answered in it.
 
 Answers: ``{"predictions": [...]}``, one item per record in order: the value of the one output, or an object with one
 key per output. NaN and infinities have no JSON form and leave as ``null``.
@@ -23,12 +23,12 @@ import numpy as np
 import orjson
 
 from byoc_server.codecs.base import Answer, DecodeOptions, EncodeOptions, Enveloped
-from byoc_server.codecs.base64_values import may_hold_base64, with_bytes
-from byoc_server.codecs.documents import FORMS, tensors_from_document
-from byoc_server.codecs.json_arrays import LARGE_BYTES, document_with_arrays
-from byoc_server.codecs.open_inference import decode_request, is_request
-from byoc_server.codecs.open_inference_answer import encode_answer
-from byoc_server.codecs.walk import shown
+from byoc_server.codecs.open_inference.answer import encode_answer
+from byoc_server.codecs.open_inference.request import decode_request, is_request
+from byoc_server.codecs.text.json_arrays import LARGE_BYTES, document_with_arrays
+from byoc_server.codecs.values.base64_values import may_hold_base64, with_bytes
+from byoc_server.codecs.values.documents import FORMS, tensors_from_document
+from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import Array, Signature, Tensors
 

@@ -1,4 +1,4 @@
-"""``application/jsonlines``: one JSON record a line, in the record forms of ``records``; one answer a line.
+"""``application/jsonlines``: one JSON record a line, in the record forms of ``values.records``; one answer a line.
 
 A body of N lines gets N answer lines in order. The last line may end with a newline or not, lines may end with CR LF;
 an empty line is an error, because skipping it would shift every answer behind it.
@@ -13,14 +13,14 @@ import numpy as np
 import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.base64_values import may_hold_base64, with_bytes
-from byoc_server.codecs.conform import fits
 from byoc_server.codecs.json import parse, records, serializable
-from byoc_server.codecs.json_arrays import LARGE_BYTES
-from byoc_server.codecs.lines import body_lines, join_lines
-from byoc_server.codecs.number_arrays import read_lines
-from byoc_server.codecs.number_text import NotPlainError
-from byoc_server.codecs.records import tensors_from_records
+from byoc_server.codecs.text.json_arrays import LARGE_BYTES
+from byoc_server.codecs.text.lines import body_lines, join_lines
+from byoc_server.codecs.text.number_arrays import read_lines
+from byoc_server.codecs.text.number_text import NotPlainError
+from byoc_server.codecs.values.base64_values import may_hold_base64, with_bytes
+from byoc_server.codecs.values.conform import fits
+from byoc_server.codecs.values.records import tensors_from_records
 from byoc_server.types import Signature, Tensors
 
 

@@ -23,8 +23,8 @@ import numpy.typing as npt
 import orjson
 
 from byoc_server.codecs.base import DecodeOptions
-from byoc_server.codecs.conform import conform_array, convert
-from byoc_server.codecs.walk import checked_leaf, shown
+from byoc_server.codecs.values.conform import conform_array, convert
+from byoc_server.codecs.values.walk import checked_leaf, shown
 from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 

@@ -24,9 +24,9 @@ import numpy as np
 from msgpack.exceptions import OutOfData, StackError
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.conform import convert
-from byoc_server.codecs.documents import FORMS, tensors_from_document
-from byoc_server.codecs.walk import shown
+from byoc_server.codecs.values.conform import convert
+from byoc_server.codecs.values.documents import FORMS, tensors_from_document
+from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 

@@ -31,10 +31,10 @@ from byoc_server.codecs.base import (
     media_types,
     request_codecs,
 )
-from byoc_server.codecs.conform import require_equal_rows, require_inputs, shape_text
 from byoc_server.codecs.media_type import MediaType, parse_media_type
 from byoc_server.codecs.multipart_walk import Part, find_parts
-from byoc_server.codecs.walk import shown
+from byoc_server.codecs.values.conform import require_equal_rows, require_inputs, shape_text
+from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload, RequestError, TensorsTooLarge, UnsupportedMediaType
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 
 from byoc_server.codecs.media_type import parse_parameters
-from byoc_server.codecs.walk import shown
+from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload
 
 _MAX_PARTS = 1024

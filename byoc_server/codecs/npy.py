@@ -17,8 +17,8 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.conform import conform_array, require_equal_rows, require_inputs
-from byoc_server.codecs.walk import shown
+from byoc_server.codecs.values.conform import conform_array, require_equal_rows, require_inputs
+from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload, NotAcceptable
 from byoc_server.types import STRING, Array, Signature, Tensors
 

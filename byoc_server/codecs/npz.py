@@ -24,9 +24,9 @@ from typing import Any, NoReturn, cast
 import numpy as np
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.conform import conform_array, convert, require_equal_rows, require_inputs
 from byoc_server.codecs.npy import file_header, read_array, storable
-from byoc_server.codecs.walk import shown
+from byoc_server.codecs.values.conform import conform_array, convert, require_equal_rows, require_inputs
+from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload, NotAcceptable, TensorsTooLarge
 from byoc_server.types import STRING, STRING_BYTES, Array, Signature, Tensors, TensorSpec
 

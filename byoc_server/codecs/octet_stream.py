@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.conform import shape_text
+from byoc_server.codecs.values.conform import shape_text
 from byoc_server.errors import InvalidPayload, NotAcceptable
 from byoc_server.types import STRING, Array, Signature, Tensors, TensorSpec
 

@@ -14,9 +14,9 @@ from functools import lru_cache
 from byoc_server.codecs import octet_stream
 from byoc_server.codecs.base import Answer, DecodeOptions, EncodeOptions, Envelope, Enveloped
 from byoc_server.codecs.json import parse as parse_json
-from byoc_server.codecs.open_inference import REQUEST, Request, parse_request, read_request
-from byoc_server.codecs.open_inference_answer import encode_answer
-from byoc_server.codecs.walk import shown
+from byoc_server.codecs.open_inference.answer import encode_answer
+from byoc_server.codecs.open_inference.request import REQUEST, Request, parse_request, read_request
+from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload, TensorsTooLarge, UnsupportedMediaType
 from byoc_server.types import Signature, Tensors
 

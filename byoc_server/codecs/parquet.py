@@ -1,7 +1,8 @@
 """``application/x-parquet``: a Parquet file (Apache Parquet format 2.11).
 
-A table's columns are the inputs, see ``arrow_table``. What the file unpacks to is known before a page of it is read,
-see ``parquet_walk``. Strings are read as a dictionary and places in it, as one long string may stand in every row.
+A table's columns are the inputs, see ``columnar.arrow_table``. What the file unpacks to is known before a page of it is
+read, see ``columnar.parquet_walk``. Strings are read as a dictionary and places in it, as one long string may stand in
+every row.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import pyarrow as pa
 from pyarrow import parquet
 
-from byoc_server.codecs.arrow_table import (
+from byoc_server.codecs.base import DecodeOptions, EncodeOptions
+from byoc_server.codecs.columnar.arrow_table import (
     batch_from_tensors,
     one_batch,
     require_layout,
@@ -17,9 +19,8 @@ from byoc_server.codecs.arrow_table import (
     require_rows,
     tensors_from_batch,
 )
-from byoc_server.codecs.arrow_walk import first_line
-from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.parquet_walk import check_file
+from byoc_server.codecs.columnar.arrow_walk import first_line
+from byoc_server.codecs.columnar.parquet_walk import check_file
 from byoc_server.errors import InvalidPayload, NotAcceptable
 from byoc_server.types import Signature, Tensors
 

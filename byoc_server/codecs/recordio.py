@@ -25,8 +25,7 @@ from typing import Any, cast
 import numpy as np
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
-from byoc_server.codecs.conform import require_inputs
-from byoc_server.codecs.flat import (
+from byoc_server.codecs.protobuf.flat import (
     Column,
     FlatValue,
     Kind,
@@ -35,7 +34,7 @@ from byoc_server.codecs.flat import (
     record_label,
     tensors_from_columns,
 )
-from byoc_server.codecs.protobuf_wire import (
+from byoc_server.codecs.protobuf.wire import (
     FIXED32,
     FIXED64,
     LENGTH,
@@ -50,6 +49,7 @@ from byoc_server.codecs.protobuf_wire import (
     read_repeated,
     read_texts,
 )
+from byoc_server.codecs.values.conform import require_inputs
 from byoc_server.errors import InvalidPayload, NotAcceptable
 from byoc_server.types import STRING, Array, Signature, Tensors
 

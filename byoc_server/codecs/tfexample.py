@@ -18,9 +18,8 @@ from array import array
 import numpy as np
 
 from byoc_server.codecs.base import DecodeOptions
-from byoc_server.codecs.conform import require_inputs
-from byoc_server.codecs.crc32c import I64, masked_crc32c
-from byoc_server.codecs.flat import (
+from byoc_server.codecs.protobuf.crc32c import I64, masked_crc32c
+from byoc_server.codecs.protobuf.flat import (
     Column,
     FlatValue,
     Kind,
@@ -29,7 +28,7 @@ from byoc_server.codecs.flat import (
     record_label,
     tensors_from_columns,
 )
-from byoc_server.codecs.protobuf_wire import (
+from byoc_server.codecs.protobuf.wire import (
     FIXED32,
     LENGTH,
     VARINT,
@@ -39,6 +38,7 @@ from byoc_server.codecs.protobuf_wire import (
     read_repeated,
     read_texts,
 )
+from byoc_server.codecs.values.conform import require_inputs
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import STRING, Signature, Tensors
 

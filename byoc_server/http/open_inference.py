@@ -20,9 +20,9 @@ from starlette.types import Receive, Scope, Send
 
 from byoc_server import __version__
 from byoc_server.codecs.media_type import parse_media_type
-from byoc_server.codecs.open_inference_answer import BINARY_MEDIA_TYPE, MODEL_VERSION
-from byoc_server.codecs.open_inference_data import DATATYPE_NAMES
-from byoc_server.codecs.walk import shown
+from byoc_server.codecs.open_inference.answer import BINARY_MEDIA_TYPE, MODEL_VERSION
+from byoc_server.codecs.open_inference.data import DATATYPE_NAMES
+from byoc_server.codecs.values.walk import shown
 from byoc_server.core.client import InferenceClient
 from byoc_server.errors import (
     ByocError,

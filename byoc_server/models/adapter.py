@@ -16,9 +16,9 @@ from typing import cast
 import numpy as np
 
 from byoc_server.codecs.base import codecs_by_media_type
-from byoc_server.codecs.conform import convert, first_misfit
 from byoc_server.codecs.media_type import parse_media_type
-from byoc_server.codecs.walk import checked_leaf, shown
+from byoc_server.codecs.values.conform import convert, first_misfit
+from byoc_server.codecs.values.walk import checked_leaf, shown
 from byoc_server.errors import InvalidPayload, ModelLoadError
 from byoc_server.models.image_input import image_spec
 from byoc_server.models.labels import read_labels

@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from byoc_server.codecs.pixels import value_table
+from byoc_server.codecs.images.pixels import value_table
 from byoc_server.errors import ModelLoadError
 from byoc_server.models.model_config import ImageConfig
 from byoc_server.types import STRING, ImageSpec, Layout, Resize, TensorSpec

@@ -339,7 +339,7 @@ def test_numbers_of_all_kinds_of_inputs() -> None:
 @pytest.mark.parametrize("cells", [1, 2, 3, 4096])
 def test_rows_are_read_in_blocks(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which fault is named does not depend on where a block ends."""
-    monkeypatch.setattr("byoc_server.codecs.csv_rows._BLOCK_CELLS", cells)
+    monkeypatch.setattr("byoc_server.codecs.text.csv_rows._BLOCK_CELLS", cells)
     body = '"1",2\n"",+4\n"5","6"\n' + "x,8\n" * 3
     assert_same(read(body[:20], PAIR)["x"], f32([1, 2], [NAN, 4], [5, 6]))
     assert refusal(body, PAIR) == "line 4, column 1: expected a number within the range of float32, got 'x'"

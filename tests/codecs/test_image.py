@@ -18,10 +18,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from byoc_server.codecs import image as codec
 from byoc_server.codecs.base import DecodeOptions, codecs_by_media_type, request_codecs
-from byoc_server.codecs.image_header import read_header
+from byoc_server.codecs.images.header import read_header
 from byoc_server.errors import InvalidPayload, TensorsTooLarge, UnsupportedMediaType
 from byoc_server.types import BatchAxis, ImageSpec, Layout, Resize, Signature
-from tests.codecs.images import chunk, picture, png, saved, taking_images, tiff, with_exif
+from tests.codecs.image_files import chunk, picture, png, saved, taking_images, tiff, with_exif
 from tests.codecs.signatures import ABSENT, OPTIONS, assert_same, one, several
 from tests.codecs.test_roundtrip import LAWS, assert_tensors_or_refusal
 

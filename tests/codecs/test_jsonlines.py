@@ -7,7 +7,7 @@ import pytest
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.jsonlines import decode, encode
-from byoc_server.codecs.lines import body_lines, join_lines
+from byoc_server.codecs.text.lines import body_lines, join_lines
 from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import Signature
 from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, assert_same, one, several, texts

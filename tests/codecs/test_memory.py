@@ -28,7 +28,7 @@ import pytest
 from pyarrow import parquet
 
 from byoc_server.codecs.base import DecodeOptions, Enveloped, codecs_by_media_type
-from byoc_server.codecs.crc32c import masked_crc32c
+from byoc_server.codecs.protobuf.crc32c import masked_crc32c
 from byoc_server.errors import RequestError
 from byoc_server.types import STRING, STRING_BYTES, Signature
 from tests.codecs.signatures import one

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from byoc_server.codecs.base import Answer, DecodeOptions, EncodeOptions, Envelope, Enveloped, codecs_by_media_type
+from byoc_server.codecs.open_inference.data import DATATYPES
 from byoc_server.codecs.open_inference_binary import decode, encode
-from byoc_server.codecs.open_inference_data import DATATYPES
 from byoc_server.errors import InvalidPayload, TensorsTooLarge, UnsupportedMediaType
 from byoc_server.types import Signature, Tensors
 from tests.codecs.signatures import ENCODE, assert_same, one, several, texts

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from byoc_server.codecs import parquet_walk
 from byoc_server.codecs.base import DecodeOptions, codecs_by_media_type
+from byoc_server.codecs.columnar import parquet_walk
 from byoc_server.codecs.parquet import decode, encode
 from byoc_server.errors import InvalidPayload, NotAcceptable, TensorsTooLarge
 from byoc_server.types import Signature

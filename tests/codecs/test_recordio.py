@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from byoc_server.codecs import flat, recordio
+from byoc_server.codecs import recordio
 from byoc_server.codecs.base import DecodeOptions
-from byoc_server.codecs.protobuf_wire import encode_varint, field
+from byoc_server.codecs.protobuf import flat
+from byoc_server.codecs.protobuf.wire import encode_varint, field
 from byoc_server.codecs.recordio import decode, encode
 from byoc_server.errors import InvalidPayload, NotAcceptable
 from byoc_server.types import STRING, Array, BatchAxis, Signature, Tensors

@@ -16,17 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from byoc_server.codecs import flat, tfexample
+from byoc_server.codecs import tfexample
 from byoc_server.codecs.base import DecodeOptions, codecs_by_media_type
-from byoc_server.codecs.crc32c import masked_crc32c
-from byoc_server.codecs.protobuf_wire import encode_varint, field
+from byoc_server.codecs.protobuf import flat
+from byoc_server.codecs.protobuf.crc32c import masked_crc32c
+from byoc_server.codecs.protobuf.wire import encode_varint, field
 from byoc_server.codecs.tfexample import decode
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import BatchAxis, Signature, Tensors
 from tests import onnx_models
+from tests.codecs.protobuf.test_crc32c import by_definition
 from tests.codecs.protobuf_oracle import Example, UnpackedExample, outcome
 from tests.codecs.signatures import ABSENT, OPTIONS, assert_same, one, several, texts
-from tests.codecs.test_crc32c import by_definition
 from tests.server_process import running
 
 LAWS = settings(deadline=None, max_examples=150, derandomize=True)

@@ -16,7 +16,7 @@ import requests
 from onnx import TensorProto
 
 from byoc_server import __version__
-from byoc_server.codecs.open_inference_data import DATATYPES
+from byoc_server.codecs.open_inference.data import DATATYPES
 from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.errors import ByocError, InferenceFailed
 from byoc_server.http.invocations import PingEndpoint

@@ -1,0 +1,1 @@
+"""Image files: what stands in their headers, and how pixels become values."""
