@@ -1,8 +1,8 @@
 """``application/vnd.apache.arrow.stream``: the streaming form of the Arrow IPC format (columnar format 1.5).
 
-A table's columns are the inputs, see ``columnar.arrow_table``. The stream must end with its end-of-stream marker, so that a
-body that was cut between two batches is not taken for a shorter one. Compressed buffers are read; dictionaries are replaced
-whole or not at all.
+A table's columns are the inputs, see ``columnar.arrow_table``. The stream must end with its end-of-stream marker, so
+that a body that was cut between two batches is not taken for a shorter one. Compressed buffers are read; dictionaries
+are replaced whole or not at all.
 """
 
 from __future__ import annotations
