@@ -16,7 +16,8 @@ from byoc_server.config import MIB, Settings
 from byoc_server.core.client import LocalClient
 from byoc_server.errors import NotFound, StartupError
 from byoc_server.http.body import BodyBudget
-from byoc_server.http.inference import INVOCATIONS, Dialect, InferencePath
+from byoc_server.http.dialect import INVOCATIONS, Dialect
+from byoc_server.http.inference import InferencePath
 from byoc_server.http.invocations import InvocationsEndpoint, PingEndpoint
 from byoc_server.http.open_inference import OPEN_INFERENCE, OpenInferenceEndpoint
 from byoc_server.http.responses import error_response

@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,8 +49,9 @@ from byoc_server.http.content_coding import (
     encode_answer,
     parse_content_encoding,
 )
+from byoc_server.http.dialect import INVOCATIONS, Dialect, Head, text_of
 from byoc_server.http.negotiation import choose_decoder, choose_encoder
-from byoc_server.http.responses import Header, Response, error_response
+from byoc_server.http.responses import Header, Response
 from byoc_server.models.adapter import Adapter
 from byoc_server.telemetry.request_log import RequestLog
 from byoc_server.types import Signature, Tensors, tensor_bytes
@@ -69,58 +70,6 @@ _INLINE_TENSOR_BYTES = MIB
 _DEFAULT_MEDIA_TYPE = "application/json"
 _NEGOTIATED_HEADS = 256
 """How many pairs of Content-Type and Accept are remembered; clients use a handful, an attacker gets no more."""
-
-
-@dataclass(slots=True)
-class Head:
-    """What the request path needs of a request's head.
-
-    Attributes:
-        content_type: the header as sent, ``None`` when missing.
-        accept: all ``Accept`` headers joined by commas, ``None`` when missing.
-        custom_attributes: ``X-Amzn-SageMaker-Custom-Attributes``, ``None`` when missing.
-        inference_id: ``X-Amzn-SageMaker-Inference-Id``, ``None`` when missing.
-        arrived_s: when the head had arrived, monotonic clock.
-        fields: all headers by name, in lower case; of repeated ones the last, or all joined where they are lists.
-    """
-
-    content_type: bytes | None
-    accept: bytes | None
-    custom_attributes: bytes | None
-    inference_id: bytes | None
-    arrived_s: float
-    fields: Mapping[bytes, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """How the clients of a route say what they send and want, and are answered.
-
-    Attributes:
-        key: the two headers of a request that its formats follow from.
-        media_types: those headers -> ``Content-Type`` and ``Accept``, ``None`` if there is none. Raises
-            ``RequestError``.
-        entity_headers: media type of an answer -> the headers that say so.
-        error_response: an error -> the answer; details are shown instead of the error's own.
-    """
-
-    key: Callable[[Head], tuple[bytes | None, bytes | None]]
-    media_types: Callable[[bytes | None, bytes | None], tuple[str | None, str | None]]
-    entity_headers: Callable[[str], list[Header]]
-    error_response: Callable[..., Response]
-
-
-def _text(header: bytes | None) -> str | None:
-    return None if header is None else header.decode("latin-1")
-
-
-INVOCATIONS = Dialect(
-    key=lambda head: (head.content_type, head.accept),
-    media_types=lambda content_type, accept: (_text(content_type), _text(accept)),
-    entity_headers=lambda media_type: [(b"content-type", media_type.encode())],
-    error_response=error_response,
-)
-"""HTTP's own, as ``/invocations`` speaks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +239,7 @@ class InferencePath:
                 signature = _with_outputs(signature, envelope.outputs)
             if tensor_bytes(outcome) > inline_bytes:
                 encode = partial(write, outcome, signature, options)
-                coding = choose_answer_coding(_text(request.head.fields.get(ACCEPT_ENCODING)))
+                coding = choose_answer_coding(text_of(request.head.fields.get(ACCEPT_ENCODING)))
                 self._offload(request, lambda: _encoded_answer(encode(), coding), self._succeed)
             else:
                 self._succeed(request, (write(outcome, signature, options), ()))
@@ -366,9 +315,11 @@ class InferencePath:
         key = self._key(head)
         formats = self._negotiated.get(key)
         if formats is None:
-            if len(self._negotiated) >= _NEGOTIATED_HEADS:
-                self._negotiated.clear()
-            formats = self._negotiated[key] = self._negotiate_anew(key, adapter)
+            formats = self._negotiate_anew(key, adapter)
+            if key[0] is None or b"boundary" not in key[0]:  # every form has one of its own
+                if len(self._negotiated) >= _NEGOTIATED_HEADS:
+                    self._negotiated.clear()
+                self._negotiated[key] = formats
         return formats
 
     def _negotiate_anew(self, key: tuple[bytes | None, bytes | None], adapter: Adapter) -> _Negotiated:

@@ -17,7 +17,8 @@ from byoc_server.core.client import InferenceClient, ModelState
 from byoc_server.errors import BodyTimeout, ByocError, MethodNotAllowed, NotReady, Unavailable
 from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, declared_length, discard_body, read_rest
 from byoc_server.http.content_coding import ACCEPT_ENCODING, CONTENT_ENCODING
-from byoc_server.http.inference import CUSTOM_ATTRIBUTES, INFERENCE_ID, Head, InferencePath
+from byoc_server.http.dialect import Head
+from byoc_server.http.inference import CUSTOM_ATTRIBUTES, INFERENCE_ID, InferencePath
 from byoc_server.http.responses import EMPTY, Header, Response, error_response, send_response
 from byoc_server.http.watch import Exchange, Watch
 

@@ -32,7 +32,7 @@ from byoc_server.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from byoc_server.http.inference import Dialect, Head
+from byoc_server.http.dialect import Dialect, Head
 from byoc_server.http.invocations import InvocationsEndpoint, PingEndpoint
 from byoc_server.http.responses import EMPTY, Header, Response, json_response, send_response
 from byoc_server.models.adapter import Adapter

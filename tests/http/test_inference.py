@@ -18,7 +18,8 @@ from byoc_server.batching.policy import Reply
 from byoc_server.codecs import base
 from byoc_server.config import Settings
 from byoc_server.core.client import ModelState, ModelStatus
-from byoc_server.http.inference import Head, InferencePath
+from byoc_server.http.dialect import Head
+from byoc_server.http.inference import InferencePath
 from byoc_server.http.responses import Response
 from byoc_server.models.adapter import Adapter
 from byoc_server.telemetry.request_log import RequestLog
