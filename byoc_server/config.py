@@ -278,11 +278,12 @@ def load_settings(flags: Mapping[str, str], environ: Mapping[str, str]) -> Setti
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
-    known = [spec.variable for spec in SETTINGS]
+    known = [spec.name.upper() for spec in SETTINGS]  # without the prefix, which would make any two of them alike
     for variable in sorted(environ):
-        if variable.startswith(PREFIX) and variable not in known:
-            near = difflib.get_close_matches(variable, known, n=1)
-            advice = f"did you mean {near[0]}?" if near else "run `byoc settings` to see all"
+        name = variable.removeprefix(PREFIX)
+        if name != variable and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f"did you mean {PREFIX}{near[0]}?" if near else "run `byoc settings` to see all"
             raise SettingsError(f"{variable} is not a setting; {advice}")
 
 

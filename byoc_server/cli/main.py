@@ -159,7 +159,10 @@ def _info(options: Mapping[str, Any]) -> int:
     except StartupError as error:
         print(f"byoc info: error: {error.message}", file=sys.stderr)
         return 1
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # of `byoc info MODEL | head`; Python would find out again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

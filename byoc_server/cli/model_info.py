@@ -14,11 +14,13 @@ from urllib.parse import quote
 import numpy as np
 import orjson
 
-from byoc_server.codecs.base import CodecEntry, EncodeOptions, request_codecs
+from byoc_server.codecs.base import CodecEntry, EncodeOptions, all_codecs, codecs_by_media_type
 from byoc_server.codecs.examples import example_request, image_file, open_inference_document
-from byoc_server.codecs.json import encode, serializable
+from byoc_server.codecs.json import serializable
+from byoc_server.codecs.media_type import parse_media_type
 from byoc_server.config import Settings
-from byoc_server.errors import ByocError
+from byoc_server.errors import ByocError, InvalidPayload
+from byoc_server.models.adapter import Adapter
 from byoc_server.models.model import Model, load_model
 from byoc_server.models.repository import find_model
 from byoc_server.server.entrypoint import END_SIGNALS, enter
@@ -83,7 +85,7 @@ def collect_model(model: Model, path: str, url: str) -> dict[str, Any]:
         "engine": dict(model.facts),
         "answer": answer,
         "examples": [
-            *(_example(entry, tensors, signature, f"{url}/invocations") for entry in request_codecs()),
+            *(_example(entry, tensors, signature, f"{url}/invocations") for entry in all_codecs()),
             _open_inference(tensors, f"{url}/v2/models/{quote(model.adapter.model_name, safe='')}/infer"),
         ],
     }
@@ -99,18 +101,21 @@ def model_as_text(facts: Mapping[str, Any]) -> str:
         ("batches", facts["batching"]),
         (
             "formats",
-            f"{facts['content_type']} where a request names none, {facts['accept']} where the client may choose",
+            f"reads {facts['content_type']} without Content-Type, answers {facts['accept']} without Accept",
         ),
         ("speed", _speed_line(engine)),
         ("answers", facts["answer"]),
     ]
     text = "\n".join(f"{label:<10}{line}" for label, line in lines if line)
     usable = [example for example in facts["examples"] if example["command"]]
-    others = [example for example in facts["examples"] if not example["command"]]
+    others: dict[str, list[str]] = {}  # reason -> formats
+    for example in facts["examples"]:
+        if not example["command"]:
+            others.setdefault(example["reason"], []).append(example["format"])
     for example in usable:
         text += f"\n\n# {example['format']}\n{example['command']}"
     if others:
-        text += "\n\nNo example:\n" + "\n".join(f"{e['format']:<36}{e['reason']}" for e in others)
+        text += "\n\nNo example:\n" + "\n".join(f"{', '.join(names)}: {reason}" for reason, names in others.items())
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -118,7 +123,7 @@ def _try_out(model: Model) -> tuple[Tensors, str]:
     """Find inputs of one record that the model runs on.
 
     Returns:
-        The inputs as clients send them, and the answer in JSON, or why there is none.
+        The inputs as clients send them, and the answer, or why there is none.
     """
     reason = ""
     tensors: Tensors = {}
@@ -131,9 +136,17 @@ def _try_out(model: Model) -> tuple[Tensors, str]:
             reason = f"nothing to made-up inputs: {str(error).partition(chr(10))[0]}"
             continue
         outputs = model.adapter.present(outputs) if model.adapter.present else outputs
-        answer = cast(bytes, encode(outputs, model.adapter.signature, EncodeOptions()))  # no envelope asks for more
-        return tensors, _shortened(answer.decode())
+        return tensors, _answer(outputs, model.adapter)
     return tensors, reason
+
+
+def _answer(outputs: Tensors, adapter: Adapter) -> str:
+    """What a client that names no format gets."""
+    media_type = parse_media_type(adapter.accept or _DEFAULT_MEDIA_TYPE)
+    assert media_type is not None
+    codec = codecs_by_media_type()[media_type.essence].load()
+    body = cast(bytes, codec.encode(outputs, adapter.signature, EncodeOptions()))  # no envelope asks for more
+    return _shortened(body.decode()) if _is_text(body) else f"{len(body)} bytes of {media_type.essence}"
 
 
 def _made_up(spec: TensorSpec, model: Model, number: int) -> Array:
@@ -158,7 +171,7 @@ def _input_line(spec: Mapping[str, Any]) -> str:
     if spec["columns"]:
         line += f", columns {', '.join(spec['columns'])}"
     if spec["image"]:
-        line += f", or an image, made {spec['image']}"
+        line += f", or an image file, resized to {spec['image']}"
     if spec["padding_value"] is not None:
         line += f", shorter records padded with {spec['padding_value']}"
     return line
@@ -167,7 +180,8 @@ def _input_line(spec: Mapping[str, Any]) -> str:
 def _speed_line(engine: Mapping[str, Any]) -> str:
     if engine["one_record_ms"] is None:
         return ""
-    return f"{engine['one_record_ms']} ms for one record, {engine['rows_per_s']} records a second in the best batch"
+    per_s = float(f"{engine['rows_per_s']:.2g}")
+    return f"{engine['one_record_ms']} ms for one record, about {per_s:,.0f} a second in the best batch"
 
 
 def _example(entry: CodecEntry, tensors: Tensors, signature: Signature, url: str) -> dict[str, str]:
@@ -208,6 +222,8 @@ def _multipart_command(tensors: Tensors, signature: Signature, url: str) -> str:
     """A line of shell with a field an input; at most one of them comes from a pipe."""
     fields, file = [], b""
     for spec in signature.inputs:
+        if "=" in spec.name:
+            raise InvalidPayload(f"curl would end the name {spec.name!r} at the equals sign")
         if spec.image is not None and not file:
             file = image_file(spec.image, "image/png")
             fields.append(f"-F {shlex.quote(f'{spec.name}=@-;type=image/png')}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple, Protocol, cast
@@ -256,25 +256,33 @@ def all_codecs() -> tuple[CodecEntry, ...]:
     """The formats of this package, then those that other installed packages add (``plug_ins``).
 
     Raises:
-        StartupError: an entry point cannot be loaded, is no ``CodecEntry``, or adds a name that is taken.
+        StartupError: an entry point cannot be loaded, is no ``CodecEntry`` of a codec, or adds a name that is taken.
     """
     taken = {name for entry in CODECS for name in entry.names}
     added: list[CodecEntry] = []
-    try:
-        for source, entry in plug_ins():
-            if not isinstance(entry, CodecEntry):
-                raise StartupError(f"codec plug-in {source} is a {type(entry).__name__}, not a CodecEntry")
-            if not taken.isdisjoint(entry.names):
-                names = ", ".join(sorted(taken.intersection(entry.names)))
-                raise StartupError(f"codec plug-in {source}: there is a codec for {names} already")
-            entry.load()
-            taken.update(entry.names)
-            added.append(entry)
-    except StartupError:
-        raise
-    except Exception as error:  # of code that is not ours
-        raise StartupError(f"a codec plug-in cannot be loaded: {type(error).__name__}: {error}") from error
+    for source, load in plug_ins():
+        entry = _plugged_in(source, load)
+        if not taken.isdisjoint(entry.names):
+            names = ", ".join(sorted(taken.intersection(entry.names)))
+            raise StartupError(f"codec plug-in {source}: there is a codec for {names} already")
+        taken.update(entry.names)
+        added.append(entry)
     return (*CODECS, *added)
+
+
+def _plugged_in(source: str, load: Callable[[], object]) -> CodecEntry:
+    """Load a codec that another package adds. Raises ``StartupError``."""
+    try:
+        entry = load()
+        codec = entry.load() if isinstance(entry, CodecEntry) and entry.installed else None
+    except Exception as error:  # of code that is not ours
+        raise StartupError(f"codec plug-in {source} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(entry, CodecEntry):
+        raise StartupError(f"codec plug-in {source} is a {type(entry).__name__}, not a CodecEntry")
+    for name in ("decode", "encode") if entry.answers else ("decode",):
+        if codec is not None and not callable(getattr(codec, name, None)):
+            raise StartupError(f"codec plug-in {source}: {entry.module} has no function {name}")
+    return entry
 
 
 @cache

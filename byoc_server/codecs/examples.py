@@ -5,6 +5,7 @@ Where a format has the same form both ways, its own encoder writes the request; 
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
@@ -12,13 +13,13 @@ from typing import NamedTuple, cast
 import numpy as np
 import orjson
 
-from byoc_server.codecs.base import CodecEntry, DecodeOptions, EncodeOptions
+from byoc_server.codecs.base import CodecEntry, DecodeOptions, EncodeOptions, codecs_by_media_type
 from byoc_server.codecs.json import records, serializable
 from byoc_server.codecs.media_type import parse_media_type
 from byoc_server.codecs.open_inference.data import DATATYPE_NAMES
 from byoc_server.codecs.protobuf.wire import encode_varints, field
-from byoc_server.errors import InvalidPayload
-from byoc_server.types import STRING, Array, ImageSpec, Signature, Tensors, TensorSpec
+from byoc_server.errors import InvalidPayload, NotAcceptable
+from byoc_server.types import STRING, Array, ImageSpec, Signature, Tensors
 
 
 class Example(NamedTuple):
@@ -37,13 +38,15 @@ def example_request(entry: CodecEntry, tensors: Tensors, signature: Signature) -
     """Write a request.
 
     Args:
-        entry: the format; its library is installed.
+        entry: the format.
         tensors: every input, of one record.
         signature: of the model, as clients see it.
 
     Raises:
         ByocError: requests for this model cannot come in this format; the message says why.
     """
+    if not entry.installed:
+        raise InvalidPayload(needs(entry))
     write = _WRITERS.get(entry.media_type, _as_answer)
     example = write(entry, tensors, signature)
     media_type = parse_media_type(example.content_type)
@@ -55,10 +58,14 @@ def example_request(entry: CodecEntry, tensors: Tensors, signature: Signature) -
 
 def _as_answer(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
     """Formats whose requests look like their answers."""
-    if entry.sole_output:
-        _sole_input(entry, signature)
+    if entry.sole_output and signature.sole_input is None:
+        raise InvalidPayload(f"{entry.media_type} carries one input, the model has {len(signature.inputs)}")
     same = Signature(signature.inputs, signature.inputs, signature.batch_axis, signature.batch_size)
-    body = entry.load().encode(tensors, same, EncodeOptions(final_newline=False))
+    try:
+        body = entry.load().encode(tensors, same, EncodeOptions(final_newline=False))
+    except NotAcceptable as error:  # it speaks of an answer
+        inputs = ", ".join(spec.describe() for spec in signature.inputs)
+        raise InvalidPayload(f"{entry.media_type} does not carry {inputs}") from error
     return Example(entry.media_type, cast(bytes, body))
 
 
@@ -83,10 +90,11 @@ def _msgpack(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Examp
 
 
 def _libsvm(entry: CodecEntry, tensors: Tensors, signature: Signature) -> Example:
-    spec = _sole_input(entry, signature)
-    if spec.dtype == STRING:
-        raise InvalidPayload(f"{entry.media_type} carries no strings, as {spec.describe()} takes")
-    numbers = tensors[spec.name].ravel().astype(object) + 0  # booleans become integers
+    for spec in signature.inputs:
+        if spec.dtype == STRING:
+            raise InvalidPayload(f"{entry.media_type} carries no strings, as {spec.describe()} takes")
+    # side by side; booleans become integers
+    numbers = [number + 0 for array in tensors.values() for number in array.ravel().tolist()]
     return Example(entry.media_type, " ".join(["0", *(f"{i}:{n}" for i, n in enumerate(numbers))]).encode())
 
 
@@ -174,14 +182,19 @@ def open_inference_document(tensors: Tensors) -> bytes:
 def _image(entry: CodecEntry, _: Tensors, signature: Signature) -> Example:
     spec = signature.sole_input
     if spec is None or spec.image is None:
-        raise InvalidPayload("the model has no sole input that byoc.toml declares to be an image")
+        raise InvalidPayload("there is no sole input that byoc.toml declares to be an image")
     return Example(entry.media_type, image_file(spec.image, entry.media_type))
 
 
 def image_file(image: ImageSpec, media_type: str) -> bytes:
-    """A grey image of just the size that an input takes; PNG unless the media type says otherwise."""
-    import io  # noqa: PLC0415  # only here
+    """A grey image of just the size that an input takes; PNG unless the media type says otherwise.
 
+    Raises:
+        InvalidPayload: images are not read here.
+    """
+    entry = codecs_by_media_type()[media_type]
+    if not entry.installed:
+        raise InvalidPayload(needs(entry))
     from PIL import Image  # noqa: PLC0415  # an optional package
 
     file = io.BytesIO()
@@ -190,10 +203,9 @@ def image_file(image: ImageSpec, media_type: str) -> bytes:
     return file.getvalue()
 
 
-def _sole_input(entry: CodecEntry, signature: Signature) -> TensorSpec:
-    if signature.sole_input is None:
-        raise InvalidPayload(f"{entry.media_type} carries one input, the model has {len(signature.inputs)}")
-    return signature.sole_input
+def needs(entry: CodecEntry) -> str:
+    """What is missing for a format that is not installed."""
+    return f"needs byoc-server[{entry.extra}]"
 
 
 _Writer = Callable[[CodecEntry, Tensors, Signature], Example]

@@ -29,7 +29,6 @@ from byoc_server.codecs.base import DecodeOptions
 from byoc_server.codecs.images.header import ImageHeader, read_header
 from byoc_server.codecs.images.pixels import Pixels, normalised, padded, record_shape_of, value_table
 from byoc_server.codecs.values.conform import fits, shape_text
-from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload, TensorsTooLarge, UnsupportedMediaType
 from byoc_server.types import Array, ImageSpec, Resize, Signature, Tensors, TensorSpec
 
@@ -37,6 +36,7 @@ from byoc_server.types import Array, ImageSpec, Resize, Signature, Tensors, Tens
 _READERS: dict[str, type[ImageFile]] = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile}
 _BYTES_PER_PIXEL = {"JPEG": 8, "PNG": 8, "WEBP": 16}
 """What decoding takes at its worst: Pillow's pixels have 4 bytes, and there are two copies of them, of WebP four."""
+_SHOWN_CHARACTERS = 100
 _MAX_PIXELS = 64 * 2**20
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -124,13 +124,15 @@ def record_from_header(
     try:
         value_table(image, spec.dtype)
     except ValueError as error:
-        reason = f"{error}; the normalisation in byoc.toml does not suit the input"
+        fault = str(error)
+        reason = f"{fault}; the normalisation in byoc.toml does not suit the input"
     else:
         try:
             return normalised(_pixels(header, image), image, spec.dtype)
         except Exception as error:  # Pillow lets out whatever its readers raise at a damaged file
-            reason = f"the {header.format} file cannot be decoded: {shown(str(error) or type(error).__name__)}"
-    raise InvalidPayload(f"{field}: {reason}", field=field, expected=f"an image for input {spec.name!r}", got="a fault")
+            fault = (str(error) or type(error).__name__)[:_SHOWN_CHARACTERS]
+            reason = f"the {header.format} file cannot be decoded: {fault}"
+    raise InvalidPayload(f"{field}: {reason}", field=field, expected=f"an image for input {spec.name!r}", got=fault)
 
 
 def _pixels(header: ImageHeader, image: ImageSpec) -> Pixels:

@@ -10,31 +10,30 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 GROUP = "byoc_server.codecs"
 
 
-def plug_ins(search_path: Sequence[str] | None = None) -> list[tuple[str, object]]:
-    """Load what installed packages offer.
+def plug_ins(search_path: Sequence[str] | None = None) -> list[tuple[str, Callable[[], object]]]:
+    """Find what installed packages offer.
 
     Args:
         search_path: folders that packages are installed in; ``None`` = those that Python imports from.
 
     Returns:
-        Entry point and what it stands for, in order of their names.
-
-    Raises:
-        Exception: whatever an entry point raises when it is imported.
+        Each entry point as it is declared, and what imports it, in the order of their names.
     """
     if not _any_declared(sys.path if search_path is None else search_path):
         return []
     from importlib.metadata import distributions  # noqa: PLC0415  # importing and asking it takes 15 ms of every start
 
     found = distributions() if search_path is None else distributions(path=list(search_path))
-    points = {point.name: point for package in found for point in package.entry_points if point.group == GROUP}
-    return [(f"{name} = {points[name].value}", points[name].load()) for name in sorted(points)]
+    points = [point for package in found for point in package.entry_points if point.group == GROUP]
+    unique = {f"{point.name} = {point.value}": point.load for point in points}  # a package may be found twice
+    return sorted(unique.items(), key=itemgetter(0))
 
 
 def _any_declared(search_path: Sequence[str]) -> bool:

@@ -224,7 +224,9 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
     if len({len(array) for array in outputs}) > 1:
         raise _not_acceptable("outputs with different numbers of records")
     names = ["score"] if len(outputs) == 1 else [spec.name for spec in signature.outputs]
-    entries = [_Entry(name, array) for name, array in zip(names, outputs, strict=True)]
+    entries = [
+        _Entry(name, array, spec.name) for name, array, spec in zip(names, outputs, signature.outputs, strict=True)
+    ]
     sizes = np.stack([entry.sizes for entry in entries], axis=1)
     if (sizes == sizes[:1]).all():
         return _equal_frames(entries, sizes)
@@ -245,18 +247,23 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
 class _Entry:
     """One output on its way into records.
 
+    Args:
+        name: in the records.
+        array: of shape (N, ...).
+        output: its name in the model, for error messages.
+
     Attributes:
         values: of all records, back to back; for texts fields of wire type ``LENGTH``.
         sizes: bytes of ``values`` that each record has, shape (N,).
     """
 
-    def __init__(self, name: str, array: Array) -> None:
+    def __init__(self, name: str, array: Array, output: str) -> None:
         self._name = name.encode()
         self._shape = array.shape[1:]
         flat = array.reshape(len(array), math.prod(self._shape))
         if array.dtype == STRING:
             if len(self._shape) > 1:
-                raise _not_acceptable(f"strings of more than one axis, as output {name!r} has")
+                raise _not_acceptable(f"strings of more than one axis, as output {output!r} has")
             self._number = _BYTES
             texts = [[field(1, text.encode()) for text in row] for row in flat.tolist()]
             self.values = b"".join([text for row in texts for text in row])
@@ -270,7 +277,7 @@ class _Entry:
         info = np.iinfo(np.int32)
         numbers = cast(Any, flat)
         if numbers.size and (numbers.min() < info.min or numbers.max() > info.max):
-            raise _not_acceptable(f"whole numbers of more than 32 bits, as output {name!r} has")
+            raise _not_acceptable(f"whole numbers of more than 32 bits, as output {output!r} has")
         self.values, lengths = encode_varints(flat.astype(np.int64).view(np.uint64).ravel())
         self.sizes = lengths.reshape(flat.shape).sum(axis=1)
 

@@ -23,6 +23,8 @@ _LIST_PART = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _SHOWN_CHARACTERS = 80
 _MAX_RANGES = 64
 """Further ranges are not read: this runs on the event loop."""
+_FORM = "application/x-www-form-urlencoded"
+_SENT_BY_CURL = " (curl sends it by itself; name the body's own, as in -H 'Content-Type: application/json')"
 _EXACT = 2
 """Specificity of a range that names type and subtype."""
 
@@ -46,8 +48,10 @@ def choose_decoder(content_type: str | None, default: str) -> tuple[CodecEntry, 
     if media_type is None or entry is None or not entry.installed:
         accepted = media_types(request_codecs())
         missing = f" here (it needs byoc-server[{entry.extra}])" if entry is not None else ""
+        hint = _SENT_BY_CURL if media_type is not None and media_type.essence == _FORM else ""
         raise UnsupportedMediaType(
-            f"Content-Type {_shown(text)} is not supported{missing}; use {', '.join(accepted)}", accepted=accepted
+            f"Content-Type {_shown(text)} is not supported{missing}{hint}; use {', '.join(accepted)}",
+            accepted=accepted,
         )
     return entry, media_type.parameters
 

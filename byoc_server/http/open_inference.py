@@ -181,8 +181,8 @@ def _media_types(content_type: bytes | None, json_bytes: bytes | None) -> tuple[
         return text, _JSON
     if essence not in (_JSON, BINARY_MEDIA_TYPE) and (essence != "application/octet-stream" or json_bytes is None):
         raise UnsupportedMediaType(
-            f"Content-Type {shown(text)} is not supported here; use application/json, or with the header "
-            f"Inference-Header-Content-Length application/octet-stream, or {BINARY_MEDIA_TYPE}"
+            f"Content-Type {shown(text)} is not supported here; use application/json; or {BINARY_MEDIA_TYPE}; or, with "
+            "the header Inference-Header-Content-Length, application/octet-stream"
         )
     if json_bytes is None:
         return BINARY_MEDIA_TYPE, _JSON

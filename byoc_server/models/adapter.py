@@ -189,14 +189,17 @@ def _check_columns(
 def _require_unique_inputs(inputs: Sequence[TensorSpec], signature: Signature, config: ModelConfig) -> None:
     """Refuse inputs and columns that clients could not tell apart."""
     owner: dict[str, str] = {}
-    for client, spec in zip(inputs, signature.inputs, strict=True):
-        for key, names in (("name", (client.name,)), ("columns", client.columns)):
-            for name in names:
+    for key in ("name", "columns"):  # what is made up of columns comes last: those are in the file for certain
+        for client, spec in zip(inputs, signature.inputs, strict=True):
+            said = config.inputs.get(spec.name, _NO_INPUT)
+            for name in (client.name,) if key == "name" else client.columns:
                 other = owner.setdefault(name, spec.name)
-                if other != spec.name:
-                    raise config.source.error(
-                        ("inputs", spec.name, key), f"{name!r} is already a name or a column of input {other!r}"
-                    )
+                if other == spec.name:
+                    continue
+                at_fault, of = (other, spec.name) if key == "name" and said.name is None else (spec.name, other)
+                raise config.source.error(
+                    ("inputs", at_fault, key), f"{name!r} is also a name or a column of input {of!r}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +258,8 @@ def _labels(said: OutputConfig, spec: TensorSpec, config: ModelConfig, folder: P
         raise config.source.error(keys, error.message) from None
     length = spec.shape[-1] if said.top_k is not None and spec.shape else None
     if length is not None and not labels.fit(length):
-        raise config.source.error(
-            keys, f"expected {length} labels, as the last axis of {spec.describe()} has, got {labels.count}"
-        )
+        expected = f"{length} label{'s' * (length != 1)}, as the last axis of {spec.describe()} has"
+        raise config.source.error(keys, f"expected {expected}, got {labels.count}")
     return labels
 
 
@@ -267,7 +269,7 @@ def _returned(config: ModelConfig, processed: Sequence[_ProcessedOutput]) -> tup
     for name in config.returned:
         if name not in specs:
             renamed = next((o.client_name for o in processed if o.graph_name == name), None)
-            advice = f"it is called {renamed!r} here" if renamed else did_you_mean(name, specs)
+            advice = f"clients call it {renamed!r}" if renamed else did_you_mean(name, specs)
             raise config.source.error(("outputs", "return"), f"there is no output {name!r}; {advice}")
     return tuple(specs[name] for name in config.returned or specs)
 

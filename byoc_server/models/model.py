@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +10,16 @@ from pathlib import Path
 
 from byoc_server.batching.collate import Infer
 from byoc_server.batching.profile import BatchProfile
+from byoc_server.codecs.base import codecs_by_media_type
 from byoc_server.engines.base import Engine, EngineOptions, engine_for
 from byoc_server.models.adapter import Adapter, build_adapter, read_config
 from byoc_server.models.signature import find_signature
 from byoc_server.models.warmup import warm_up
 from byoc_server.types import BatchAxis, Signature
+
+logger = logging.getLogger(__name__)
+
+_AN_IMAGE = "image/png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,8 @@ def load_model(path: Path, options: EngineOptions, max_batch_size: int) -> Model
     if warm.signature.batch_axis is BatchAxis.ABSENT:
         largest = 1
     adapter = build_adapter(config, path, warm.signature)
+    if any(spec.image for spec in adapter.signature.inputs) and not codecs_by_media_type()[_AN_IMAGE].installed:
+        logger.warning("byoc.toml declares an image, and none can be read here: Pillow is not installed")
     return Model(
         engine,
         warm.infer,

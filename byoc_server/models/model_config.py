@@ -264,6 +264,8 @@ def _names(value: object) -> tuple[str, ...]:
 
 def _labels(value: object) -> str | tuple[str, ...]:
     if isinstance(value, str) and value and "\0" not in value:
+        if value.startswith("/") or ".." in value.split("/"):
+            raise _UnexpectedError("a file in the folder of the byoc.toml, or below it")
         return value
     if not isinstance(value, list) or not value or not all(isinstance(label, str) for label in value):
         raise _UnexpectedError("the name of a file, or an array of strings")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def _named_model(path: Path) -> Path:
             raise ModelLoadError(f"{path} is not a model file; expected one ending in {' or '.join(ENGINES)}")
         return path
     if not path.is_dir():
-        raise ModelLoadError(f"there is no model at {path}; name an .onnx file or a folder with --model")
+        raise ModelLoadError(f"there is no model at {path}; name an .onnx file, or a folder that holds one")
     return _model_in(path)
 
 
@@ -65,16 +65,21 @@ def _model_in(folder: Path) -> Path:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     models = [p for p in files if p.suffix.lower() in ENGINES]
     if not models:
-        names = ", ".join(str(p.relative_to(folder)) for p in files[:_LISTED_FILES]) or "nothing"
-        raise ModelLoadError(f"there is no .onnx file in {folder}; it holds {names}")
+        raise ModelLoadError(f"there is no .onnx file in {folder}; it holds {_listed(files, folder) or 'nothing'}")
     shallowest = min(len(p.parts) for p in models)
     nearest = [p for p in models if len(p.parts) == shallowest]
     preferred = [p for p in nearest if p.stem == _PREFERRED_STEM]
     candidates = preferred if len(preferred) == 1 else nearest
     if len(candidates) > 1:
-        names = ", ".join(str(p.relative_to(folder)) for p in candidates[:_LISTED_FILES])
-        raise ModelLoadError(f"{folder} holds several models ({names}); call one model.onnx, or name it with --model")
+        names = _listed(candidates, folder)
+        raise ModelLoadError(f"{folder} holds several models ({names}); call one of them model.onnx, or name its file")
     stray = next((p / CONFIG_FILE for p in candidates[0].parents if p / CONFIG_FILE in files), None)
     if stray is not None and stray.parent != candidates[0].parent:  # or it would be passed over in silence
         raise ModelLoadError(f"{stray} lies beside no model; move it to {candidates[0].parent}")
     return candidates[0]
+
+
+def _listed(files: Sequence[Path], folder: Path) -> str:
+    """The first files, and how many more there are."""
+    names = ", ".join(str(path.relative_to(folder)) for path in files[:_LISTED_FILES])
+    return f"{names} and {len(files) - _LISTED_FILES} more" if len(files) > _LISTED_FILES else names

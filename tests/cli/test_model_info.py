@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from byoc_server.cli.main import main
 from byoc_server.cli.model_info import model_as_text
+from byoc_server.codecs import base
 from tests.onnx_models import gather, identity, save, two_inputs, value
 from tests.server_process import free_port, running
 
@@ -84,6 +87,46 @@ def test_columns_and_padding(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "takes     x: float32[?, ?], shorter records padded with 0" in text
 
 
+def test_formats_that_are_not_installed_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where the model takes images, of which a form would hold one."""
+    monkeypatch.setattr(base, "_can_import", lambda module: module not in ("PIL", "pyarrow"))
+    identity(tmp_path / "model.onnx", shape=("N", 3, 8, 8))
+    (tmp_path / "byoc.toml").write_text("[inputs.x.image]\n")
+    facts = info(capsys, tmp_path)
+    text = model_as_text(facts)
+    images = "image/jpeg, image/png, image/webp, application/x-image, multipart/form-data"
+    assert f"{images}: needs byoc-server[image]" in text
+    assert "application/x-parquet: needs byoc-server[arrow]" in text
+
+
+def test_the_answer_is_in_the_format_of_the_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    identity(tmp_path / "model.onnx", shape=("N", 2))
+    for media_type, answer in (("text/csv", "1.0,1.0\n"), ("application/x-npy", "136 bytes of application/x-npy")):
+        (tmp_path / "byoc.toml").write_text(f"accept = '{media_type}'\n")
+        assert info(capsys, tmp_path)["answer"] == answer
+
+
+def test_a_name_that_a_form_cannot_have(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    identity(tmp_path / "model.onnx", shape=("N", 2))
+    (tmp_path / "byoc.toml").write_text("[inputs.x]\nname = 'a=b'\n")
+    assert "multipart/form-data: curl would end the name 'a=b' at the equals sign" in model_as_text(
+        info(capsys, tmp_path)
+    )
+
+
+def test_who_reads_only_the_beginning_sees_no_traceback(tmp_path: Path) -> None:
+    """As ``byoc info MODEL | head`` does."""
+    model = identity(tmp_path / "model.onnx", shape=("N", 2))
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as output:
+        command = [sys.executable, "-m", "byoc_server", "info", str(model)]
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["info", str(tmp_path / "none.onnx")]) == 1
     assert "there is no model at" in capsys.readouterr().err
@@ -112,7 +155,7 @@ def test_a_model_that_takes_pictures(
     monkeypatch.setenv("BYOC_PORT", str(port))
     facts = info(capsys, tmp_path)
     text = model_as_text(facts)
-    assert "takes     picture: float32[?, 3, 8, 8], or an image, made 8x8 RGB" in text
+    assert "takes     picture: float32[?, 3, 8, 8], or an image file, resized to 8x8 RGB" in text
     outputs = run_all(facts, model, port)
     for name in ("image/jpeg", "image/png", "image/webp", "application/x-image", "multipart/form-data"):
         assert outputs[name].count(b"0.49803922") == 3 * 8 * 8, name

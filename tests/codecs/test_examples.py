@@ -25,7 +25,7 @@ SIGNATURES = {
 }
 CANNOT = {
     "application/octet-stream": {"table", "matrices"},
-    "text/libsvm": {"text", "table", "matrix", "matrices"},
+    "text/libsvm": {"text", "table", "matrix"},
 }
 """Media type -> signatures that requests in it cannot be for."""
 PLAIN = [e for e in request_codecs() if not e.media_type.startswith(("image/", "application/x-image", "multipart/"))]

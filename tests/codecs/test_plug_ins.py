@@ -22,6 +22,7 @@ from byoc_server.errors import InvalidPayload
 ENTRY = CodecEntry("application/x-sum", "sums", ("application/x-plus",))
 TAKEN = CodecEntry("application/x-other", "sums", ("text/csv",))
 NO_ENTRY = "application/x-sum"
+NO_DECODE = CodecEntry("application/x-none", "json.encoder")
 NO_MODULE = CodecEntry("application/x-none", "no_such_module")
 
 def decode(body, signature, options):
@@ -91,9 +92,10 @@ def test_one_is_served(tmp_path: Path) -> None:
     ("name", "expected"),
     [
         ("TAKEN", r"taken = sums:TAKEN: there is a codec for text/csv already"),
+        ("NO_DECODE", r"no_decode = sums:NO_DECODE: json.encoder has no function decode"),
         ("NO_ENTRY", r"no_entry = sums:NO_ENTRY is a str, not a CodecEntry"),
-        ("NO_MODULE", r"cannot be loaded: ModuleNotFoundError: .*no_such_module"),
-        ("MISSING", r"cannot be loaded: AttributeError: .*MISSING"),
+        ("NO_MODULE", r"no_module = sums:NO_MODULE cannot be loaded: ModuleNotFoundError: .*no_such_module"),
+        ("MISSING", r"missing = sums:MISSING cannot be loaded: AttributeError: .*MISSING"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:
@@ -115,4 +117,4 @@ def test_two_for_one_media_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_server_does_not_start_with_a_broken_one(tmp_path: Path) -> None:
     done = run_to_end(environ={"PYTHONPATH": str(install(tmp_path, "MISSING"))})
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("byoc serve: error: a codec plug-in cannot be loaded")
+    assert done.stderr.splitlines()[-1].startswith("byoc serve: error: codec plug-in missing = sums:MISSING cannot be")

@@ -612,7 +612,7 @@ def test_answers_without_records_or_batch_axis() -> None:
 
 
 def test_answers_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NotAcceptable, match="whole numbers of more than 32 bits, as output 'score' has"):
+    with pytest.raises(NotAcceptable, match="whole numbers of more than 32 bits, as output 'y' has"):
         encode({"y": np.array([2**31])}, one("int64", (None,)), ENCODE)
     with pytest.raises(NotAcceptable, match="strings of more than one axis"):
         encode({"y": texts([[["a"]]])}, one("string", (None, 1, 1)), ENCODE)

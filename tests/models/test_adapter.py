@@ -219,17 +219,17 @@ def test_a_padding_value_is_of_the_dtype_that_clients_send(
         (
             "[inputs.x]\n[inputs.w]\nname = 'x'",
             signature([X, spec("w", "float32", (None, 4))]),
-            r"3, inputs\.w\.name: 'x' is already a name or a column of input 'x'$",
+            r"3, inputs\.w\.name: 'x' is also a name or a column of input 'x'$",
         ),
         (
             "[inputs.x]\ncolumns = ['a', 'b', 'c', 'w']\n[inputs.w]\n",
             signature([X, spec("w", "float32", (None, 4))]),
-            r"3, inputs\.w\.name: 'w' is already a name or a column of input 'x'$",
+            r"2, inputs\.x\.columns: 'w' is also a name or a column of input 'w'$",
         ),
         (
             "[inputs.x]\nname = 'a'\n[inputs.w]\ncolumns = ['a', 'b', 'c', 'd']",
             signature([X, spec("w", "float32", (None, 4))]),
-            r"4, inputs\.w\.columns: 'a' is already a name or a column of input 'x'$",
+            r"4, inputs\.w\.columns: 'a' is also a name or a column of input 'x'$",
         ),
         ("[outputs.z]\nname = 'y'", PLAIN, r"2, outputs\.z\.name: 'y' is already output 'y'$"),
         ("[outputs.z]\nname = 'y_indices'\n[outputs.y]\ntop_k = 1", PLAIN, "2, outputs.z.name: 'y_indices' is already"),
@@ -242,7 +242,7 @@ def test_a_padding_value_is_of_the_dtype_that_clients_send(
         (
             "[outputs]\nreturn = ['y']\n[outputs.y]\nname = 'scores'",
             PLAIN,
-            r"2, outputs\.return: there is no output 'y'; it is called 'scores' here$",
+            r"2, outputs\.return: there is no output 'y'; clients call it 'scores'$",
         ),
         ("[outputs.z]\nsoftmax = true", PLAIN, r"2, outputs\.z\.softmax: it is for floats; the output is z: int64"),
         (

@@ -162,13 +162,13 @@ def test_an_ambiguous_folder_is_refused(tmp_path: Path) -> None:
     """Checklist 13."""
     for name in "ab":
         identity(tmp_path / f"{name}.onnx")
-    refuses(run_to_end("--model", str(tmp_path)), "a.onnx", "b.onnx", "--model")
+    refuses(run_to_end("--model", str(tmp_path)), "a.onnx", "b.onnx", "or name its file")
 
 
 @pytest.mark.parametrize(
     ("arguments", "variables", "words"),
     [
-        (["--model", "/nowhere/at/all"], {}, ["/nowhere/at/all", "--model"]),
+        (["--model", "/nowhere/at/all"], {}, ["/nowhere/at/all", "name an .onnx file"]),
         (["--model", "/etc/hostname"], {}, ["/etc/hostname", ".onnx"]),
         (["--port", "99999"], {}, ["--port=99999", "0 to 65535"]),
         ([], {"BYOC_WORKERS": "many"}, ["BYOC_WORKERS=many", "whole number"]),

@@ -79,7 +79,7 @@ def read_header(data: bytes, field: str) -> ImageHeader:
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         header = _read_webp(data, field)
     else:
-        _refuse(field, "it is no JPEG, PNG or WebP file", data[:12].hex(" ") or "nothing")
+        _refuse(field, "it is not a JPEG, PNG or WebP file", data[:12].hex(" ") or "nothing")
     if not header.width or not header.height:
         _refuse(field, f"the image is {header.width} x {header.height} pixels", "an image without pixels")
     return header

@@ -228,7 +228,7 @@ def test_an_image_among_other_values() -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([b64("a")], "body[0]: it is no JPEG, PNG or WebP file"),
+        ([b64("a")], "body[0]: it is not a JPEG, PNG or WebP file"),
         ({"instances": [b64(shades(1)[0]), b64(shades(1)[0][:-1])]}, "instances[1]: the PNG is truncated"),
         ([[[b64(shades(1)[0]), 1]]], "body[0][0][0]: expected a number (float32) for input 'x', got"),
     ],
