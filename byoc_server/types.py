@@ -131,8 +131,8 @@ class TensorSpec:
 
 
 def tensor_bytes(tensors: Tensors) -> int:
-    """Size of all arrays together, in bytes; of strings only the references count."""
-    return sum([array.nbytes for array in tensors.values()])
+    """Size of all arrays together, in bytes; strings count as short ones."""
+    return sum([array.size * STRING_BYTES if array.dtype == STRING else array.nbytes for array in tensors.values()])
 
 
 STRING_BYTES = 64

@@ -16,6 +16,7 @@ and pixels differ by 1 to 3 of 255 in the mean, along fine edges by up to 45.
 from __future__ import annotations
 
 import io
+import math
 from typing import cast
 
 import numpy as np
@@ -36,8 +37,12 @@ from byoc_server.types import Array, ImageSpec, Resize, Signature, Tensors, Tens
 _READERS: dict[str, type[ImageFile]] = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile}
 _BYTES_PER_PIXEL = {"JPEG": 8, "PNG": 8, "WEBP": 16}
 """What decoding takes at its worst: Pillow's pixels have 4 bytes, and there are two copies of them, of WebP four."""
+_BYTES_PER_TURNED_PIXEL = 4
+"""Of one more copy, where an image has to be turned upright."""
 _SHOWN_CHARACTERS = 100
 _MAX_PIXELS = 64 * 2**20
+_MAX_SIDE_PIXELS = 65535
+"""As in JPEG. Resizing takes time and memory by the side, too, and Pillow lets no other thread run meanwhile."""
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -112,14 +117,14 @@ def record_from_header(
             expected=shape_text(record_shape),
             got=shape_text(shape),
         )
-    needed_bytes = header.width * header.height * _BYTES_PER_PIXEL[header.format]
-    if header.width * header.height > _MAX_PIXELS or needed_bytes > max_bytes:
-        most = min(_MAX_PIXELS, max_bytes // _BYTES_PER_PIXEL[header.format])
+    _require_size(header, field, max_bytes)
+    record_bytes = math.prod(shape) * spec.dtype.itemsize
+    if record_bytes > max_bytes:
         raise TensorsTooLarge(
-            f"{field}: an image of {header.width} x {header.height} pixels is too large: at most {most} are decoded",
+            f"{field}: a record of input {spec.name!r} takes {record_bytes} bytes",
             field=field,
-            expected=f"at most {most} pixels",
-            got=f"{header.width} x {header.height}",
+            expected=f"at most {max_bytes} bytes",
+            got=f"{record_bytes} bytes",
         )
     try:
         value_table(image, spec.dtype)
@@ -133,6 +138,24 @@ def record_from_header(
             fault = (str(error) or type(error).__name__)[:_SHOWN_CHARACTERS]
             reason = f"the {header.format} file cannot be decoded: {fault}"
     raise InvalidPayload(f"{field}: {reason}", field=field, expected=f"an image for input {spec.name!r}", got=fault)
+
+
+def _require_size(header: ImageHeader, field: str, max_bytes: int) -> None:
+    """Refuse an image before it is decoded if that takes too much. Raises ``TensorsTooLarge``."""
+    pixel_bytes = _BYTES_PER_PIXEL[header.format]
+    if header.orientation in _TRANSPOSE:
+        pixel_bytes += _BYTES_PER_TURNED_PIXEL
+    most = min(_MAX_PIXELS, max_bytes // pixel_bytes)
+    if header.width * header.height <= most and max(header.width, header.height) <= _MAX_SIDE_PIXELS:
+        return
+    expected = f"at most {most} pixels, and {_MAX_SIDE_PIXELS} a side"
+    got = f"{header.width} x {header.height}"
+    raise TensorsTooLarge(
+        f"{field}: an image of {got} pixels is too large: {expected}, are decoded",
+        field=field,
+        expected=expected,
+        got=got,
+    )
 
 
 def _pixels(header: ImageHeader, image: ImageSpec) -> Pixels:

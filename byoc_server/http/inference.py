@@ -237,7 +237,7 @@ class InferencePath:
                 write, inline_bytes = formats.encode_enveloped, formats.encode_enveloped_inline_bytes
                 options = replace(options, envelope=envelope)
                 signature = _with_outputs(signature, envelope.outputs)
-            if tensor_bytes(outcome) > inline_bytes:
+            if self._answer_bytes(outcome, adapter) > inline_bytes:
                 encode = partial(write, outcome, signature, options)
                 coding = choose_answer_coding(text_of(request.head.fields.get(ACCEPT_ENCODING)))
                 self._offload(request, lambda: _encoded_answer(encode(), coding), self._succeed)
@@ -245,6 +245,23 @@ class InferencePath:
                 self._succeed(request, (write(outcome, signature, options), ()))
         except Exception as error:
             self._fail(request, error)
+
+    def _answer_bytes(self, outputs: Tensors, adapter: Adapter) -> int:
+        """What it takes to make an answer of these outputs, in bytes.
+
+        Raises:
+            PayloadTooLarge: more than may be held; labels can make much of little.
+        """
+        model_bytes = tensor_bytes(outputs)
+        if adapter.answer_bytes is None:
+            return model_bytes
+        answer_bytes = adapter.answer_bytes(outputs)
+        if answer_bytes > self._max_tensor_bytes:
+            raise PayloadTooLarge(
+                f"the answer could take {answer_bytes} bytes; send fewer records at a time",
+                limit_bytes=self._max_tensor_bytes,
+            )
+        return max(model_bytes, answer_bytes)
 
     def _succeed(self, request: _Request, answer: tuple[bytes | Answer, Sequence[Header]]) -> None:
         assert request.formats is not None

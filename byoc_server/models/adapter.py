@@ -52,6 +52,8 @@ class Adapter:
         prepare: from inputs of ``signature`` to those of ``model_signature``; ``None`` where they are the same. Raises
             ``InvalidPayload``.
         present: from outputs of ``model_signature`` to those of ``signature``; ``None`` where they are the same.
+        answer_bytes: what clients are answered takes at most, in bytes, given outputs of ``model_signature``; ``None``
+            where ``present`` adds nothing to them.
         model_name: how routes and answers that name the model call it.
         content_type: media type of requests without one; empty = the server's default.
         accept: media type of answers where the client does not care; empty = the server's default.
@@ -62,6 +64,7 @@ class Adapter:
     model_signature: Signature
     prepare: Adapt | None = None
     present: Adapt | None = None
+    answer_bytes: Callable[[Tensors], int] | None = None
     model_name: str = "model"
     content_type: str = ""
     accept: str = ""
@@ -110,6 +113,7 @@ def build_adapter(config: ModelConfig | None, model_path: Path, signature: Signa
         signature,
         _prepare(clients, signature),
         _present(processed, outputs, signature),
+        _answer_bytes(processed),
         config.name or default_name(model_path),
         config.content_type,
         config.accept,
@@ -158,6 +162,7 @@ def _client_input(spec: TensorSpec, config: ModelConfig, signature: Signature) -
         if None not in record_shape:
             raise refusal("padding_value", f"records of {spec.describe()} have no open axis to pad along")
         try:
+            checked_leaf(padding_value, spec, "padding_value")
             padding_value = cast(float | str, checked_leaf(padding_value, client, "padding_value"))
         except InvalidPayload as error:
             raise refusal(
@@ -313,6 +318,12 @@ def _cast(array: Array, spec: TensorSpec, dtype: np.dtype[np.generic]) -> Array:
         expected=f"a value of {dtype.name}",
         got=value,
     )
+
+
+def _answer_bytes(processed: Sequence[_ProcessedOutput]) -> Callable[[Tensors], int] | None:
+    if all(output.steps == Postprocessing() for output in processed):
+        return None
+    return lambda tensors: sum([output.steps.answer_bytes(tensors[output.graph_name]) for output in processed])
 
 
 def _present(processed: Sequence[_ProcessedOutput], outputs: Sequence[TensorSpec], model: Signature) -> Adapt | None:

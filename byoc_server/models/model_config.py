@@ -129,6 +129,8 @@ def parse_config(text: str, path: str) -> ModelConfig:
         raise ModelLoadError(f"{path} is not valid TOML: {error}") from None
     except RecursionError:
         raise ModelLoadError(f"{path} is not valid TOML: it is nested too deeply") from None
+    except ValueError:  # of Python's own, where an integer has thousands of digits
+        raise ModelLoadError(f"{path} holds an integer of more digits than Python reads") from None
     top = _Table(TomlSource(path, text), (), content, ("name", "content_type", "accept", "inputs", "outputs"))
     outputs = top.table("outputs")
     returned: tuple[str, ...] = ()
@@ -250,9 +252,10 @@ def _name(value: object) -> str:
 
 
 def _model_name(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[^/\s]+", value) or not value.isprintable():
-        raise _UnexpectedError("a name without spaces and slashes, as it is part of a path")
-    return value
+    is_part_of_path = isinstance(value, str) and re.fullmatch(r"[^/\s?#%]+", value) and value not in (".", "..")
+    if not is_part_of_path or not cast(str, value).isprintable():
+        raise _UnexpectedError("a name without spaces and without / ? # %, as it is part of a path")
+    return cast(str, value)
 
 
 def _names(value: object) -> tuple[str, ...]:
@@ -288,9 +291,13 @@ def _integer(low: int, high: int) -> Callable[[object], int]:
 
 
 def _number(value: object) -> float:
-    if type(value) not in (int, float) or not math.isfinite(cast(float, value)):
+    try:
+        number = float(cast(float, value)) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise _UnexpectedError("a number")
-    return float(cast(float, value))
+    return number
 
 
 def _numbers(value: object) -> tuple[float, ...]:
@@ -308,7 +315,7 @@ def _divisors(value: object) -> tuple[float, ...]:
 
 
 def _padding_value(value: object) -> float | str:
-    if not isinstance(value, bool | int | float | str):
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, int) and abs(value) >= 2**64):
         raise _UnexpectedError("a value of the input")
     return value
 
@@ -340,5 +347,7 @@ def _shown(value: object) -> str:
     """A value as an error message may show it: short, and in the words of TOML."""
     if isinstance(value, dict):
         return "a table"
+    if type(value) is int and abs(value) >= 2**64:  # Python writes no integers of thousands of digits
+        return "a larger integer"
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."

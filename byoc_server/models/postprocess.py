@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from byoc_server.errors import InferenceFailed
-from byoc_server.types import STRING, Array, Tensors, TensorSpec
+from byoc_server.types import STRING, STRING_BYTES, Array, Tensors, TensorSpec
 
 _SORTED_WHOLE = 64
 """Up to so many values are sorted all; of more the best are picked out first."""
@@ -30,6 +30,8 @@ class Labels:
         self.count = max(by_index) + 1
         self._has_gaps = isinstance(texts, Mapping)
         self._table = np.array([by_index.get(index, str(index)) for index in range(self.count)], STRING)
+        self.item_bytes = max(STRING_BYTES, 4 * max(map(len, by_index.values())))
+        """What one takes in an answer at most: some formats give every string the room of the longest."""
 
     def fit(self, length: int) -> bool:
         """Whether they can be the labels of an axis: as many, or none beyond it if they are by index."""
@@ -80,6 +82,15 @@ class Postprocessing:
     def second_name(self, name: str) -> str:
         """Name of the output that says which the top k are."""
         return f"{name}_indices" if self.labels is None else f"{name}_labels"
+
+    def answer_bytes(self, array: Array) -> int:
+        """What the client's outputs take at most, in any format, that ``apply`` makes of one of the model's."""
+        size, index_bytes = array.size, 8 if self.labels is None else self.labels.item_bytes
+        if self.top_k is None:
+            return array.nbytes if self.labels is None else size * index_bytes
+        length = array.shape[-1] if array.ndim else 1
+        kept = size // max(length, 1) * min(self.top_k, length)
+        return kept * (array.dtype.itemsize + index_bytes)
 
     def apply(self, array: Array, name: str, axes_before: int) -> Tensors:
         """Make the client's outputs from one of the model's.

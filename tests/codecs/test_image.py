@@ -389,12 +389,29 @@ def test_bombs(body: bytes, most: str) -> None:
     finally:
         tracemalloc.stop()
     assert type(error) is TensorsTooLarge
-    assert f"is too large: at most {most} are decoded" in error.message
+    assert f"is too large: at most {most} pixels, and 65535 a side, are decoded" in error.message
 
 
 def test_limit() -> None:
-    refusal(PNG, options=DecodeOptions({}, max_tensor_bytes=8 * 48 - 1))
+    """What decoding takes counts, and the record that comes of it."""
+    assert "is too large" in refusal(PNG, options=DecodeOptions({}, max_tensor_bytes=8 * 48 - 1)).message
     codec.decode(PNG, PIXELS, DecodeOptions({}, max_tensor_bytes=8 * 48))
+    doubles, record_bytes = taking_images(RAW, (None, 6, 8, 3), "float64"), 3 * 48 * 8
+    assert "a record of input" in refusal(PNG, doubles, DecodeOptions({}, max_tensor_bytes=record_bytes - 1)).message
+    codec.decode(PNG, doubles, DecodeOptions({}, max_tensor_bytes=record_bytes))
+
+
+def test_a_turned_image_counts_for_a_third_copy() -> None:
+    file = saved(picture(8, 6), "PNG", exif=tiff(6))
+    assert "is too large" in refusal(file, options=DecodeOptions({}, max_tensor_bytes=12 * 48 - 1)).message
+
+
+@pytest.mark.parametrize("size", [(65536, 1), (1, 65536)])
+def test_a_side_beyond_all_measure(size: tuple[int, int]) -> None:
+    """Resizing it would hold up every other thread, for seconds where it is a thousand times as long."""
+    error = refusal(png(*size, IDAT, END))
+    assert type(error) is TensorsTooLarge
+    assert "65535 a side" in error.message
 
 
 def test_texts_and_profiles_are_not_inflated() -> None:

@@ -245,3 +245,18 @@ def test_a_wrong_file_ends_the_start_with_one_line(tmp_path: Path, text: str, me
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("byoc serve: error: ")]
     assert line.startswith(f"byoc serve: error: {tmp_path}/byoc.toml")
     assert message in line
+
+
+def test_labels_cannot_make_an_answer_of_any_size(tmp_path: Path) -> None:
+    """A byte of a request would become two thousand characters; a short request is served all the same."""
+    model = identity(tmp_path / "model.onnx", TensorProto.UINT8, ("N", "pixels"))
+    (tmp_path / "byoc.toml").write_text(f"[outputs.y]\nlabels = ['{'a' * 2000}', 'b']\n")
+    body = io.BytesIO()
+    np.save(body, np.zeros((1, 100_000), np.uint8))
+    headers = {"Content_Type": "application/x-npy", "Accept": "application/x-npy"}
+    with running("--model", str(model), "--max-queue-mib", "64") as server:
+        answer = server.invoke(body.getvalue(), **headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+        assert "the answer could take 800000000 bytes" in answer.json()["error"]["message"]
+        assert server.invoke("[[1, 1]]").json() == {"predictions": [["b", "b"]]}
+        assert server.stop() == 0

@@ -115,7 +115,16 @@ def test_an_output_may_be_called_return() -> None:
     [
         ("names = 'x'", r"line 1, names: there is no such key; did you mean 'name'\? There is 'name', 'content_type'"),
         ("zzz = 1", r"line 1, zzz: there is no such key; there is 'name', "),
-        ("name = 3", r"line 1, name: expected a name without spaces and slashes, .* got 3$"),
+        ("name = '..'", r"line 1, name: expected a name .* got '\.\.'$"),
+        (
+            "[inputs.x.image]\nscale = 1" + "0" * 400,
+            r"line 2, inputs\.x\.image\.scale: expected a number, got a larger integer$",
+        ),
+        ("name = 0x1" + "0" * 5000, r"line 1, name: expected a name .* got a larger integer$"),
+        ("[inputs.x]\npadding_value = 0x1" + "0" * 5000, r"padding_value: expected a value of the input, got a larger"),
+        ("[outputs.y]\nlabels = '../labels.txt'", r"line 2, outputs\.y\.labels: expected a file in the folder of"),
+        ("[outputs.y]\nlabels = '/etc/labels.txt'", r"line 2, outputs\.y\.labels: expected a file in the folder of"),
+        ("name = 3", r"line 1, name: expected a name without spaces and without / .* got 3$"),
         ("name = 'a/b'", r"line 1, name: expected a name without .* got 'a/b'$"),
         ("name = ''", "expected a name without"),
         ("\nname = 'a\\u0007'".replace("'", '"'), r"line 2, name: expected a name"),
@@ -323,3 +332,7 @@ def test_labels_that_are_none_are_refused(tmp_path: Path, name: str, content: by
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelLoadError, match=message):
         read_labels(tmp_path / name)
+
+
+def test_an_integer_that_python_does_not_read() -> None:
+    assert refusal("name = 1" + "0" * 5000) == "byoc.toml holds an integer of more digits than Python reads"

@@ -151,3 +151,23 @@ def test_an_output_without_the_axis_its_graph_did_not_declare_is_an_inference_th
 ) -> None:
     with pytest.raises(InferenceFailed, match="output 'z' has no axis"):
         steps.apply(np.zeros(3, np.float32), "z", 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (Postprocessing(softmax=True), 24),
+        (Postprocessing(top_k=2), 2 * 2 * (4 + 8)),
+        (Postprocessing(top_k=9), 2 * 3 * (4 + 8)),
+        (Postprocessing(top_k=1, labels=Labels(["a", "b", "c"])), 2 * (4 + 64)),
+        (Postprocessing(top_k=1, labels=Labels(["a" * 100, "b", "c"])), 2 * (4 + 400)),
+    ],
+)
+def test_what_an_answer_takes_is_known_before_it_is_made(steps: Postprocessing, expected: int) -> None:
+    """Of strings the longest counts, as formats with strings of fixed width give it to all."""
+    assert steps.answer_bytes(np.zeros((2, 3), np.float32)) == expected
+
+
+def test_labels_in_the_place_of_small_numbers_take_more() -> None:
+    assert Postprocessing(labels=Labels(["a", "b"])).answer_bytes(np.zeros((5, 2), np.uint8)) == 10 * 64
+    assert Postprocessing(top_k=1).answer_bytes(np.zeros((), np.float32)) == 12
