@@ -156,7 +156,8 @@ def _place(server: Server, serve: Callable[[], object], inference_core: int, oth
     before_s = server.thread_cpu_s()
     serve()
     used_s = {thread: cpu_s - before_s.get(thread, 0.0) for thread, cpu_s in server.thread_cpu_s().items()}
-    inference_thread = max(used_s.keys() - {server.pid}, key=used_s.__getitem__)
+    # a model that is quick enough runs on the event loop
+    inference_thread = max(used_s.keys() - {server.pid}, key=used_s.__getitem__, default=server.pid)
     for thread in used_s:
         os.sched_setaffinity(thread, {inference_core if thread == inference_thread else other_core})
 

@@ -120,6 +120,10 @@ def _json() -> list[Case]:
         Case(name, decode(body, one(shape=(None, *image.shape[1:]))), partial(_json_by_hand, body), 2)
         for name, body in bodies.items()
     ]
+    tensor = {"name": "x", "shape": image.shape, "datatype": "FP32", "data": image.ravel().tolist()}
+    request = json.dumps({"inputs": [tensor]}).encode()
+    ours = decode(request, one(shape=(None, *image.shape[1:])))
+    large.append(Case("decode OIP JSON 3x224x224", ours, partial(_open_inference_json_by_hand, request), 2))
     tiny = make_body("application/json")
     by_hand = partial(_json_by_hand, tiny)
     return [*large, Case("decode JSON 1x16", decode(tiny, one(shape=(None, 16))), by_hand, 1.3, at_most=True)]
@@ -127,6 +131,11 @@ def _json() -> list[Case]:
 
 def _json_by_hand(body: bytes) -> Floats:
     return np.array(orjson.loads(body)["instances"], np.float32)
+
+
+def _open_inference_json_by_hand(body: bytes) -> Array:
+    (tensor,) = orjson.loads(body)["inputs"]
+    return np.array(tensor["data"], np.float32).reshape(tensor["shape"])
 
 
 @dataclass(frozen=True, slots=True)

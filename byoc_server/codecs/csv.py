@@ -141,9 +141,10 @@ def _header(body: bytes, dialect: Dialect) -> tuple[int, list[str]]:
     """Where the first record starts, and the names above it."""
     start = body.find(b"\n") + 1
     line = body[:start].removesuffix(b"\n").removesuffix(b"\r")
-    if not line or b'"' in line or b"\r" in line:
+    text = line.decode("utf-8-sig" if dialect.charset == "utf-8" else dialect.charset)
+    if not text or '"' in text or "\r" in text:
         raise NotPlainError
-    return start, line.decode("utf-8-sig" if dialect.charset == "utf-8" else dialect.charset).split(",")
+    return start, text.split(",")
 
 
 def _first_width(body: bytes, start: int) -> int:

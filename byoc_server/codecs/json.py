@@ -25,9 +25,11 @@ import orjson
 from byoc_server.codecs.base import Answer, DecodeOptions, EncodeOptions, Enveloped
 from byoc_server.codecs.open_inference.answer import encode_answer
 from byoc_server.codecs.open_inference.request import decode_request, is_request
+from byoc_server.codecs.text import json_records
 from byoc_server.codecs.text.json_arrays import LARGE_BYTES, document_with_arrays
 from byoc_server.codecs.values.base64_values import may_hold_base64, with_bytes
-from byoc_server.codecs.values.documents import FORMS, tensors_from_document
+from byoc_server.codecs.values.documents import FORMS, root_of_records, tensors_from_document
+from byoc_server.codecs.values.parts import tensors_from_parts
 from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload
 from byoc_server.types import Array, Signature, Tensors
@@ -90,9 +92,13 @@ def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors
 def _decode_any_form(body: bytes, document: Any, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped:
     """Read any of the request forms; ``document`` is what was parsed already, or ``None``."""
     if len(body) > LARGE_BYTES:
-        tensors = _large_arrays(body, signature, options)
-        if tensors is not None:
-            return tensors
+        decoded = _large_arrays(body, signature, options)
+        if decoded is None and len(body) > json_records.LARGE_BYTES:
+            decoded = _many_records(body, signature, options)
+            if decoded is None:
+                json_records.require_parsed_bytes(body, options)
+        if decoded is not None:
+            return decoded
     if document is None:
         document = parse(body, "body", FORMS)
     if is_request(document, signature):
@@ -101,17 +107,34 @@ def _decode_any_form(body: bytes, document: Any, signature: Signature, options: 
         document = with_bytes(document, "" if isinstance(document, dict) else "body")
     # Two quotation marks make one key and no text. With a text somewhere the short way would be wrong: NumPy reads
     # numbers out of texts.
-    tensors = _dense_instances(document, signature) if body.count(b'"') == _MARKS_OF_ONE_KEY else None
+    tensors = _dense_instances(document, signature, options) if body.count(b'"') == _MARKS_OF_ONE_KEY else None
     return tensors_from_document(document, signature, options) if tensors is None else tensors
 
 
-def _large_arrays(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | None:
+def _large_arrays(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped | None:
     """Read large arrays of plain numbers; ``None`` if it is anything else, right or wrong."""
     document = document_with_arrays(body, signature)
     if document is not None:
         with suppress(InvalidPayload):  # of lists the message says more
+            if is_request(document, signature):
+                return decode_request(document, signature, options)
             return tensors_from_document(document, signature, options)
     return None
+
+
+def _many_records(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | None:
+    """Read many record objects, some at a time; ``None`` if it is anything else, right or wrong.
+
+    Raises:
+        TensorsTooLarge: they are.
+    """
+    found = json_records.find_records(body) if signature.batched and not may_hold_base64(body, signature) else None
+    root = None if found is None else root_of_records(found.document, json_records.PLACEHOLDER, signature)
+    if found is None or root is None:
+        return None
+    pieces = json_records.record_pieces(body, found.start, found.end)
+    parts = (cast(list[object], parse(piece, "body", FORMS)) for piece in pieces)
+    return tensors_from_parts(parts, signature, options, lambda i: f"{root}[{i}]")
 
 
 def parse(text: bytes, field: str, expected: str) -> object:
@@ -155,7 +178,7 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _dense_instances(document: object, signature: Signature) -> Tensors | None:
+def _dense_instances(document: object, signature: Signature, options: DecodeOptions) -> Tensors | None:
     """Take ``instances`` as plain lists for one float input of fixed shape in few steps.
 
     Returns:
@@ -170,7 +193,7 @@ def _dense_instances(document: object, signature: Signature) -> Tensors | None:
     except (KeyError, ValueError, TypeError, OverflowError, FloatingPointError):
         return None
     fits = array.ndim and len(array) and array.shape[1:] == signature.record_shapes[spec.name]
-    return {spec.name: array} if fits else None
+    return {spec.name: array} if fits and array.nbytes <= options.max_tensor_bytes else None
 
 
 def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes | Answer:

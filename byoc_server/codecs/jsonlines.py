@@ -14,12 +14,14 @@ import orjson
 
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.json import parse, records, serializable
+from byoc_server.codecs.text import json_records
 from byoc_server.codecs.text.json_arrays import LARGE_BYTES
 from byoc_server.codecs.text.lines import body_lines, join_lines
 from byoc_server.codecs.text.number_arrays import read_lines
 from byoc_server.codecs.text.number_text import NotPlainError
 from byoc_server.codecs.values.base64_values import may_hold_base64, with_bytes
 from byoc_server.codecs.values.conform import fits
+from byoc_server.codecs.values.parts import tensors_from_parts
 from byoc_server.codecs.values.records import tensors_from_records
 from byoc_server.types import Signature, Tensors
 
@@ -27,16 +29,39 @@ from byoc_server.types import Signature, Tensors
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
     """Read one record a line. See ``Codec.decode``."""
     if len(body) > LARGE_BYTES:
-        tensors = _plain_lines(body, signature)
+        tensors = _plain_lines(body, signature, options)
+        if tensors is None and len(body) > json_records.LARGE_BYTES:
+            tensors = _many_lines(body, signature, options)
+            if tensors is None:
+                json_records.require_parsed_bytes(body, options)
         if tensors is not None:
             return tensors
-    values = [parse(line, f"line {number}", "a JSON value") for number, line in enumerate(body_lines(body), 1)]
+    values = _values(body)
     if may_hold_base64(body, signature):
         values = [with_bytes(value, f"line {number}") for number, value in enumerate(values, 1)]
-    return tensors_from_records(values, signature, options, lambda i: f"line {i + 1}")
+    return tensors_from_records(values, signature, options, _label)
 
 
-def _plain_lines(body: bytes, signature: Signature) -> Tensors | None:
+def _values(body: bytes) -> list[object]:
+    return [parse(line, f"line {number}", "a JSON value") for number, line in enumerate(body_lines(body), 1)]
+
+
+def _label(number: int) -> str:
+    return f"line {number + 1}"
+
+
+def _many_lines(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | None:
+    """Read many lines, some at a time; ``None`` if something is wrong.
+
+    Raises:
+        TensorsTooLarge: the records are.
+    """
+    if not signature.batched or may_hold_base64(body, signature):
+        return None
+    return tensors_from_parts(map(_values, json_records.line_pieces(body)), signature, options, _label)
+
+
+def _plain_lines(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | None:
     """Read many lines of numbers for one input; ``None`` if they are anything else, right or wrong."""
     spec = signature.sole_input
     if spec is None or spec.dtype.kind not in "fiu" or not signature.batched:
@@ -49,6 +74,8 @@ def _plain_lines(body: bytes, signature: Signature) -> Tensors | None:
             return None
         array = read_lines(body, shape, spec.dtype)
     except (NotPlainError, orjson.JSONDecodeError):
+        return None
+    if array.nbytes > options.max_tensor_bytes:
         return None
     return {spec.name: array.reshape(-1, 1) if is_scalar else array}
 

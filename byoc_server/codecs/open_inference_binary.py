@@ -9,6 +9,7 @@ As the format of an answer to a request that says nothing about it, all outputs 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 
 from byoc_server.codecs import octet_stream
@@ -16,6 +17,7 @@ from byoc_server.codecs.base import Answer, DecodeOptions, EncodeOptions, Envelo
 from byoc_server.codecs.json import parse as parse_json
 from byoc_server.codecs.open_inference.answer import encode_answer
 from byoc_server.codecs.open_inference.request import REQUEST, Request, parse_request, read_request
+from byoc_server.codecs.text.json_arrays import LARGE_BYTES, document_with_arrays
 from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload, TensorsTooLarge, UnsupportedMediaType
 from byoc_server.types import Signature, Tensors
@@ -41,6 +43,10 @@ def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Envelop
             got=f"{size} bytes",
         )
     head, sized = body[:size], _PARAMETER in options.parameters
+    document = document_with_arrays(head, signature) if size > LARGE_BYTES else None
+    if document is not None:
+        with suppress(InvalidPayload):  # of lists the message says more
+            return read_request(parse_request(document, signature), signature, options, body, size)
     parse = _parse_small if size <= _SMALL_BYTES else _parse
     return read_request(parse(head, sized, signature), signature, options, body, size)
 

@@ -158,6 +158,18 @@ def test_sparse_records_share_one_limit() -> None:
     assert error.details["field"] == "b[0]"
 
 
+@pytest.mark.parametrize("row", ["[%s]", "{'x': [%s]}", "{'keys': [0], 'values': [1]}"])
+@pytest.mark.parametrize("numbers", ["1, 2", "1e30, 2", "'NaN', 2"])
+def test_dense_records_count_too(row: str, numbers: str) -> None:
+    """Checklist 84: whichever way they are read, and where some are sparse."""
+    rows = ", ".join([row.replace("%s", numbers)] * 3000 + ["[1, 2]"])
+    body = f"{{'instances': [{rows}]}}".replace("'", '"').encode()
+    signature = one("float64", (None, 2))
+    assert read(body, signature, DecodeOptions({}, 3001 * 16)).shape == (3001, 2)
+    with pytest.raises(TensorsTooLarge, match=r"^instances\[\d+\]: .* too large when dense$"):
+        read(body, signature, DecodeOptions({}, 3001 * 16 - 1))
+
+
 def test_large_sparse_records_cost_little_more_than_their_tensors() -> None:
     """Checklist 84: a few kilobytes, of which no number becomes an object of Python's."""
     record = {"keys": [150_527, 0], "shape": [3, 224, 224], "values": [2, 1]}
@@ -235,7 +247,7 @@ def test_nesting_bombs(depth: int, key: bytes) -> None:
         ("int32", [-(2**31), 2**31 - 1]),
         ("int64", [-(2**63), 2**63 - 1]),
         ("int64", [2**60 + 1, 1.0]),
-        ("int64", [2**53, -(2.0**53)]),
+        ("int64", [2**53, 1.0 - 2.0**53]),
         ("uint8", [0, 255, True]),
         ("uint16", [0, 2**16 - 1]),
         ("uint32", [0, 2**32 - 1]),

@@ -42,6 +42,19 @@ def test_sparse_records_share_one_limit() -> None:
         decode(body, signature, DecodeOptions({}, max_tensor_bytes=1199))
 
 
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [(b"[1, 2]\n", 10), (b"[1, 2]\n", 4000), (b'[1, "NaN"]\n', 4000), (b'{"x": [1, 2]}\n', 4000)]
+    + [(b'[1, "NaN"]\n', 40_000), (b'{"x": [1, 2]}\n', 40_000)],
+)
+def test_dense_records_have_the_same_limit(line: bytes, count: int) -> None:
+    """Checklist 84."""
+    signature = one(shape=(None, 2))
+    assert len(decode(line * count, signature, DecodeOptions({}, 8 * count))["x"]) == count
+    with pytest.raises(TensorsTooLarge, match=r"^line \d+: .* too large when dense$"):
+        decode(line * count, signature, DecodeOptions({}, 8 * count - 1))
+
+
 def test_scalars_and_missing_values() -> None:
     assert_same(
         decode(b"1\n[2]\nnull\nNaN", one(shape=(None, 1)), OPTIONS)["x"], np.array([[1], [2], [NAN], [NAN]], np.float32)

@@ -144,6 +144,7 @@ def form(part: bytes) -> Callable[[], bytes]:
     )
 
 
+OPEN_INFERENCE = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[%d],"data":[' % (BODY_BYTES // 2 + 1)
 J, L, C, M = "application/json", "application/jsonlines", "text/csv", "application/msgpack"
 S, Z, Y, P = "text/libsvm", "application/x-npz", "application/x-npy", "application/x-parquet"
 R, T, A = "application/x-recordio-protobuf", "application/x-tfexample", "application/vnd.apache.arrow."
@@ -151,11 +152,17 @@ CASES = [
     Case(J, "digits", 6, NUMBERS, filled(b"0,", b"[", b"0]")),
     Case(J, "numbers", 9, ROWS, filled(b"1.5,", b"[[", b"0]]")),
     Case(J, "rows of one number", 11, COLUMN, filled(b"[0],", b'{"instances":[', b"[0]]}")),
-    Case(J, "empty lists", 46, ROWS, filled(b"[],", b"[", b"[]]")),
-    Case(J, "empty objects", 46, NUMBERS, filled(b"{},", b"[", b"{}]"), "body[0]: missing"),
+    Case(J, "records of one number", 4, NUMBERS, filled(b'{"x":1},', b'{"instances":[', b'{"x":1}]}')),
+    Case(J, "empty lists", 2, ROWS, filled(b"[],", b"[", b"[]]"), "the lists and objects"),
+    Case(J, "empty lists, not too many", 28, ROWS, filled(b"[],  ", b"[", b"[]]")),
+    Case(J, "empty objects", 3, NUMBERS, filled(b"{},", b"[", b"{}]"), "the lists and objects"),
     Case(J, "NaN", 8, NUMBERS, filled(b"NaN,", b"[", b"0]")),
     Case(L, "digits", 7, NUMBERS, filled(b"0\n")),
-    Case(L, "empty objects", 52, NUMBERS, filled(b"{}\n"), "line 1: missing"),
+    Case(L, "empty objects", 3, NUMBERS, filled(b"{}\n"), "the lists and objects"),
+    Case(L, "empty objects, not too many", 28, NUMBERS, filled(b"{}  \n"), "line 1: missing"),
+    Case(L, "empty lists", 4, ROWS, filled(b"[]\n")),
+    Case(L, "records of one number", 5, NUMBERS, filled(b'{"x":1}\n')),
+    Case(J, "Open Inference", 6, NUMBERS, filled(b"0,", OPEN_INFERENCE, b"0]}]}")),
     Case(C, "digits", 7, COLUMN, filled(b"0\n")),
     Case(C, "empty cells", 6, ROWS, filled(b",\n")),
     Case(C, "quoted cells", 2, TEXTS, filled(b'""\n')),

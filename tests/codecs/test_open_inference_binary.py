@@ -49,6 +49,24 @@ def packed(*strings: str) -> bytes:
     return b"".join(struct.pack("<I", len(s.encode())) + s.encode() for s in strings)
 
 
+def test_much_data_in_the_json_beside_raw_data() -> None:
+    """Checklist 80: read in pieces, and one by one where a value is none."""
+    data: list[Any] = [i / 4 for i in range(8000)]
+    inputs: list[dict[str, Any]] = [{"name": "a", "shape": [4000, 2], "datatype": "FP32", "data": data}]
+    inputs.append(binary("b", [4000], "BYTES", 4000 * 5))
+    raw = packed("s") * 4000
+    received = read({"id": "7", "inputs": inputs}, raw, PAIR)
+    assert received.envelope.id == "7"
+    assert_same(received.tensors["a"], np.array(data, np.float32).reshape(4000, 2))
+    assert received.tensors["b"].tolist() == ["s"] * 4000
+    data[7999] = "x"
+    message = "inputs[0].data[7999]: expected a number (float32) for input 'a', got 'x'"
+    assert refusal({"inputs": inputs}, raw, PAIR).message == message
+    del data[7999]
+    message = "inputs[0].data: expected 8000 values for shape [4000, 2], got 7999"
+    assert refusal({"inputs": inputs}, raw, PAIR).message == message
+
+
 @pytest.mark.parametrize(
     ("datatype", "dtype", "code", "values"),
     [

@@ -47,7 +47,7 @@ def data_from_json(values: object, spec: TensorSpec, shape: tuple[int, ...], fie
     """Read the data of one tensor as it stands in JSON.
 
     Args:
-        values: what the parser made of it.
+        values: what the parser made of it, or an array of the dtype declared.
         spec: of what the request declares: its name, its dtype.
         shape: that the request declares, of at least one element.
         field: how error messages call the values.
@@ -58,6 +58,8 @@ def data_from_json(values: object, spec: TensorSpec, shape: tuple[int, ...], fie
     Raises:
         InvalidPayload: it is no list, not of that shape, or an element is not of that dtype.
     """
+    if isinstance(values, np.ndarray) and values.shape in (shape, (math.prod(shape),)):
+        return values.reshape(shape)
     if type(values) is not list:
         raise InvalidPayload(f"{field}: expected a list, got {shown(values)}", field=field, expected="a list")
     nested = len(shape) > 1 and bool(values) and type(values[0]) is list

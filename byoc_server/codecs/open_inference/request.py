@@ -54,7 +54,10 @@ def is_request(document: object, signature: Signature) -> bool:
         return False
     inputs = document.get("inputs")
     first = inputs[0] if type(inputs) is list and inputs else None
-    return type(first) is dict and _MARKS.issubset(first) and not _MARKS.issubset(signature.input_by_name)
+    if type(first) is not dict or not _MARKS.issubset(first):
+        return False
+    columns = {column for spec in signature.inputs for column in spec.columns}
+    return not _MARKS.issubset(signature.input_by_name) and not _MARKS.issubset(columns)
 
 
 @dataclass(frozen=True, slots=True)

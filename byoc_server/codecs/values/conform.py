@@ -82,13 +82,14 @@ def _loose_array(values: Sequence[object], dtype: np.dtype[np.generic]) -> Array
 def convert(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
     """Convert to ``dtype`` where every value keeps its meaning; ``None`` where one would not.
 
-    Byte order and memory layout are made native and C-contiguous on the way.
+    Byte order and memory layout are made native, aligned and C-contiguous on the way. What is so already is not copied,
+    and stays read-only if it was.
     """
     kind = array.dtype.kind
     if dtype == STRING:
         if kind in "US":
             return _texts(array)
-        return array if kind == "O" and all(type(item) is str for item in cast(Any, array).flat) else None
+        return array if kind == "O" and set(map(type, array.ravel().tolist())) <= {str} else None
     if kind == "b":
         # bytes from outside may hold other values than 0 and 1; the comparison makes a scalar of an array without axes
         array = np.asarray(array.view(np.uint8) != 0)
@@ -97,14 +98,19 @@ def convert(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
             return None
         try:
             with np.errstate(over="raise", invalid="ignore"):  # a signalling NaN is only a NaN
-                return np.ascontiguousarray(array, dtype=dtype) if array.ndim else array.astype(dtype)
+                return _laid_out(array, dtype)
         except FloatingPointError:
             return None
     if dtype.kind == "b":
         keeps = kind == "b" or (kind in "iu" and bool(((array == 0) | (array == 1)).all()))
     else:
         keeps = kind == "b" or (kind in "iuf" and _fits_integer(array, dtype))
-    return np.array(array, dtype=dtype, order="C") if keeps else None
+    return _laid_out(array, dtype) if keeps else None
+
+
+def _laid_out(array: Array, dtype: np.dtype[np.generic]) -> Array:
+    array = np.asarray(array, dtype, order="C")
+    return array if array.flags.aligned else array.copy()
 
 
 def first_misfit(array: Array, dtype: np.dtype[np.generic]) -> int:

@@ -97,6 +97,26 @@ def tensors_from_document(document: object, signature: Signature, options: Decod
     )
 
 
+def root_of_records(document: object, records: object, signature: Signature) -> str | None:
+    """Tell whether all that counts in a document is its list of record objects.
+
+    Args:
+        document: with something else in the place of the list.
+        records: what stands in that place.
+        signature: of the model.
+
+    Returns:
+        How error messages call the list, or ``None`` if it is not known to be that.
+    """
+    if document == records:
+        return "body"
+    if not isinstance(document, dict) or document.get("instances") != records:
+        return None
+    if signature.sole_input is None:
+        return None if "instances" in signature.input_by_name else "instances"
+    return None if holds_common_features(document) else "instances"
+
+
 def _values_or_records(value: object, signature: Signature, options: DecodeOptions, root: str) -> Tensors:
     """Read a value, a list of values, or a list of record objects."""
     sole = signature.sole_input

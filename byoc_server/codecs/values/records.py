@@ -108,20 +108,23 @@ def tensors_from_columns(
 
     Raises:
         InvalidPayload: naming the first value that does not fit.
-        TensorsTooLarge: the sparse records of all inputs together are over the limit when dense.
+        TensorsTooLarge: the records of all inputs together are over the limit when dense.
     """
     budget = _DenseBudget(options.max_tensor_bytes)
     tensors: Tensors = {}
     for spec in signature.inputs:
         label, shape, column = labels[spec.name], signature.record_shapes[spec.name], columns[spec.name]
         if isinstance(column, np.ndarray):
+            budget.take(column.size * spec.dtype.itemsize, label(0))
             tensors[spec.name] = conform_array(column, spec, signature, label(0))
             continue
         values = [_plain_value(v, spec, shape, label, i, budget) for i, v in enumerate(column)]
         if spec.padding_value is not None and values:
             array = _padded(values, spec, shape, label, budget)
         else:
-            array = (_stacked if np.ndarray in map(type, values) else _array_of_lists)(values, spec, shape, label)
+            lists = len(values) - list(map(type, values)).count(np.ndarray)
+            array = (_array_of_lists if lists == len(values) else _stacked)(values, spec, shape, label)
+            budget.take(array.nbytes // len(array) * lists, label(0))  # they take more than that already
         if not signature.batched and len(array) != 1:
             raise InvalidPayload(
                 f"the model takes one record per request, got {len(array)}", expected="1 record", got=str(len(array))
@@ -183,7 +186,7 @@ def is_value_object(value: Mapping[str, object]) -> bool:
 
 
 class _DenseBudget:
-    """Counts the bytes that sparse and padded records and images grow to: a few could ask for gigabytes."""
+    """Counts the bytes of tensors. Of sparse and padded records and images, a few bytes could ask for gigabytes."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.left = limit_bytes
@@ -191,9 +194,7 @@ class _DenseBudget:
     def take(self, size: int, where: str) -> None:
         self.left -= size
         if self.left < 0:
-            raise TensorsTooLarge(
-                f"{where}: the records of this request, sparse, padded or images, are too large when dense", field=where
-            )
+            raise TensorsTooLarge(f"{where}: the records of this request are too large when dense", field=where)
 
 
 def _plain_value(
@@ -228,7 +229,7 @@ def _image_record(
             return cast(Array, cast(Any, entry.load()).record_from_header(header, spec, shape, where, budget.left))
     except BrokenLibraryError:
         pass
-    raise UnsupportedMediaType(f"{where}: images are not read here (it needs byoc-server[{entry.extra}])", field=where)
+    raise UnsupportedMediaType(f"{where}: images are not read here (they need byoc-server[{entry.extra}])", field=where)
 
 
 def _array_of_lists(

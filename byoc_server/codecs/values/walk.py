@@ -94,7 +94,7 @@ def checked_leaf(value: object, spec: TensorSpec, path: str) -> object:
         if not isinstance(value, np.ndarray) and value in (0, 1):
             return bool(value)
         raise _mismatch(spec, path, "true or false", shown(value))
-    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     info = np.iinfo(cast(Any, spec.dtype))
     if isinstance(value, int) and info.min <= value <= info.max:

@@ -28,13 +28,18 @@ TWO = several(("a", "float32", (None, 4)), ("b", "int64", (None, 4)))
 def arrays_in(document: Any) -> int:
     if isinstance(document, dict):
         return sum(map(arrays_in, document.values()))
+    if isinstance(document, list):
+        return sum(map(arrays_in, document))
     return int(isinstance(document, np.ndarray))
 
 
 @pytest.mark.parametrize(
     "form",
     ["%s", " %s\n", '{"instances": %s}', '{"instances": %s, "id": "a"}', '{"id": {"b": [1, {}]}, "instances": %s}']
-    + ['{"inputs": %s}', '{"inputs": {"x": %s}}', '{"x": %s, "y": {}}', '{"features": %s}', '{"y": "[1]", "x": %s}'],
+    + ['{"inputs": %s}', '{"inputs": {"x": %s}}', '{"x": %s, "y": {}}', '{"features": %s}', '{"y": "[1]", "x": %s}']
+    + ['{"inputs": [{"name": "x", "shape": [1000, 4], "datatype": "FP32", "data": %s}], "id": "7"}']
+    + ['{"inputs": [{"data": %s, "datatype": "FP64", "shape": [1000, 4], "name": "x"}]}']
+    + ['{"b": 1, "x": %s}'],
 )
 def test_documents_with_an_array(form: str) -> None:
     """Checklist 80."""
@@ -70,8 +75,13 @@ def test_two_arrays() -> None:
         ('{"instances": %s, "y": [' + "true," * 5000 + "1]}", one()),
         ('{"instances": %s, "y": [[1]' + " " * 20_000 + "]}", one()),
         ('{"instances": %s, "y": [[1' + " " * 20_000 + "]}", one()),
-        ('[{"x": %s}]', one()),
-        ('{"instances": [{"x": %s}]}', one()),
+        ('[[{"x": %s}]]', one()),
+        ('[{"z": {"b64": 1}, "x": %s}]', one()),
+        ('{"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1000, 4], "data": %s}]}', one()),
+        ('{"inputs": [{"name": "z", "datatype": "FP32", "shape": [1000, 4], "data": %s}]}', one()),
+        ('{"inputs": [{"name": ["x"], "datatype": "FP32", "shape": [1000, 4], "data": %s}]}', one()),
+        ('{"inputs": [{"name": "x", "datatype": ["FP32"], "shape": [1000, 4], "data": %s}]}', one()),
+        ('{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1000, 4], "data": [1]}, "a"], "x": %s}', one()),
         ('{"instances": %s, "instances": %s}', one()),
         ('{"instances": %s', one()),
         ('{"instances": %s]}', one()),
@@ -88,6 +98,31 @@ def test_two_arrays() -> None:
 def test_documents_that_are_left_alone(form: str, signature: Signature) -> None:
     body = form.replace("%s", TEXT).encode("latin-1")
     assert document_with_arrays(body, signature) is None
+
+
+@pytest.mark.parametrize("form", ['[{"x": %s}, {"x": %s}]', '{"instances": [{"features": %s}, {"values": %s}, %r]}'])
+def test_records_with_an_array(form: str) -> None:
+    """Checklist 80: also beside a record that is a list."""
+    signature = one(shape=(None, 1000, 4))
+    body = form.replace("%s", TEXT).replace("%r", str([[1, 2, 3, 4]] * 1000)).encode()
+    expected = np.stack([ROWS, ROWS])
+    if "%r" in form:
+        expected = np.concatenate([expected, np.full((1, 1000, 4), [1, 2, 3, 4], np.float32)])
+    else:
+        assert arrays_in(document_with_arrays(body, signature)) == 2
+    assert_same(tensors_of(decode(body, signature, OPTIONS))["x"], expected)
+
+
+def test_data_is_read_as_what_the_request_declares() -> None:
+    """Checklist 83: 2^24 + 1 is no float32, so the request is refused as it is where the data is small."""
+    form = '{"inputs": [{"name": "x", "shape": [20000], "datatype": "%s", "data": [16777217%s]}]}'
+    signature = one("int64", (None,))
+    body = (form % ("INT32", ",1" * 19_999)).encode()
+    assert arrays_in(document_with_arrays(body, signature)) == 1
+    assert tensors_of(decode(body, signature, OPTIONS))["x"].tolist() == [16777217] + [1] * 19_999
+    body = (form % ("INT16", ",1" * 19_999)).encode()
+    with pytest.raises(InvalidPayload, match=r"^inputs\[0\].data\[0\]: expected a whole number from -32768 to 32767"):
+        decode(body, signature, OPTIONS)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, cast
 from unittest import mock
@@ -15,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from byoc_server.codecs import csv, json, jsonlines
+from byoc_server.codecs import csv, json, jsonlines, open_inference_binary
 from byoc_server.codecs.base import DecodeOptions, Enveloped
-from byoc_server.codecs.text import csv_rows, json_arrays, number_arrays, number_text
+from byoc_server.codecs.open_inference.data import DATATYPE_NAMES
+from byoc_server.codecs.text import csv_rows, json_arrays, json_records, number_arrays, number_text
 from byoc_server.codecs.text.csv_rows import Dialect, read_rows
 from byoc_server.codecs.text.lines import body_lines
 from byoc_server.codecs.text.number_arrays import Column, is_small, read_array, read_cells, read_lines
@@ -25,13 +28,19 @@ from byoc_server.codecs.text.number_text import NotPlainError
 from byoc_server.codecs.values.documents import FORMS, tensors_from_document
 from byoc_server.codecs.values.records import tensors_from_records
 from byoc_server.errors import InvalidPayload
-from byoc_server.types import BatchAxis, Signature, Tensors
+from byoc_server.types import STRING, BatchAxis, Signature, Tensors
 from tests.codecs.signatures import ABSENT, OPTIONS, assert_same, one, several
 from tests.codecs.test_roundtrip import LAWS, tensors_of
 
 F32, F64, I64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 NAN = float("nan")
 MANY = settings(LAWS, max_examples=300)
+
+
+def with_spec(signature: Signature, **changes: Any) -> Signature:
+    return replace(signature, inputs=(replace(signature.inputs[0], **changes),))
+
+
 SIGNATURES = [
     one(shape=(None, 1)),
     one(shape=(None, 2)),
@@ -51,6 +60,15 @@ SIGNATURES = [
     several(("a", "float32", (None, 2)), ("b", "int64", (None,))),
     several(("a", "float64", (None, 1)), ("b", "float32", (None,))),
 ]
+RECORD_SIGNATURES = [
+    *SIGNATURES,
+    with_spec(one(shape=(None, None)), padding_value=7),
+    with_spec(one("int64", (None, None, 2, None)), padding_value=-1),
+    with_spec(one("string", (None, None)), padding_value="-"),
+    with_spec(one(shape=(None, 2)), columns=("a", "b")),
+    with_spec(one("int64", (None, 1)), columns=("a",)),
+    several(("instances", "float32", (None, 2)), ("values", "int64", (None,))),
+]
 PLAIN = ["0", "1", "-1", "2", "1.5", "-0.0", "-0", "1e3", "0.1", "127", "300", " 1 ", "1E+2"]
 ODD = ["9007199254740991", "9007199254740993", "-9007199254740993", "1e30", "2e30", "3e30", " 3e30 ", "4e30", "1e39"]
 ODD += ["1e400", "65504", "65510", "70000", "null", "NaN", "nan", "01", "+1", ".5", "1.", "1 2", "", "true", "inf"]
@@ -66,7 +84,10 @@ def small_pieces(request: pytest.FixtureRequest) -> Callable[[st.DataObject], Ex
 
     def apply(data: st.DataObject) -> ExitStack:
         settings: list[tuple[ModuleType, str, object]] = [
-            *((module, "LARGE_BYTES", 1) for module in (json, jsonlines, json_arrays)),
+            *((module, "LARGE_BYTES", 1) for module in (json, jsonlines, open_inference_binary)),
+            (json_arrays, "LARGE_BYTES", data.draw(st.sampled_from([1, 1, 1000]))),
+            (json_records, "LARGE_BYTES", 1),
+            (json_records, "PIECE_BYTES", data.draw(st.sampled_from([0, 0, 20, 4096]))),
             (csv, "_FEW_BYTES", 1),
             (csv_rows, "_BLOCK_CELLS", data.draw(st.sampled_from([1, 3, 4096]))),
             (number_arrays, "_LONG", data.draw(st.sampled_from([1, 5, 4096]))),
@@ -96,13 +117,16 @@ def nested(draw: st.DrawFn, shape: tuple[int, ...], cells: st.SearchStrategy[str
 
 
 @st.composite
-def values(draw: st.DrawFn, shape: tuple[int | None, ...], rows: int | None) -> str:
+def values(
+    draw: st.DrawFn, shape: tuple[int | None, ...], rows: int | None, cells: st.SearchStrategy[str] | None = None
+) -> str:
     """The text of an array that fits, or nearly."""
     lengths = tuple(draw(st.integers(1, 3)) if length is None else length for length in shape)
     lengths = lengths if rows is None else (rows, *lengths)
     if draw(st.integers(0, 9)) == 0:
         lengths = tuple(draw(st.lists(st.integers(1, 3), max_size=4)))
-    return draw(nested(lengths, draw(st.sampled_from([plain_numbers, numbers]))))
+    cells = draw(st.sampled_from([plain_numbers, numbers])) if cells is None else cells
+    return draw(nested(lengths, cells))
 
 
 def damaged(draw: st.DrawFn, text: str) -> bytes:
@@ -131,6 +155,61 @@ def json_bodies(draw: st.DrawFn, signature: Signature) -> bytes:
         f'{{"keys": {value}, "values": {value}, "shape": [2]}}',
     ]
     return damaged(draw, draw(st.sampled_from(forms)))
+
+
+@st.composite
+def record_objects(draw: st.DrawFn, signature: Signature) -> str:
+    """One record, mostly an object."""
+    spec = signature.inputs[0]
+    cells = st.sampled_from(['"a"', '"},{"', '"]"', '"\\\\"']) if spec.dtype == STRING else None
+    if draw(st.booleans()) and spec.columns:
+        return "{" + ", ".join(f'"{name}": {draw(numbers)}' for name in spec.columns) + "}"
+    texts = {s.name: draw(values(signature.record_shapes[s.name], None, cells)) for s in signature.inputs}
+    value = next(iter(texts.values()))
+    separator = draw(st.sampled_from([",", " , "]))
+    by_name = "{" + separator.join(f'"{k}": {v}' for k, v in texts.items()) + "}"
+    others = [f'{{"features": {value}}}', f'{{"values":{value}}}', f'{{"data": {{"features": {{"values": {value}}}}}}}']
+    others += [f'{{"keys": [0], "values": {value}, "shape": [{draw(st.integers(1, 3))}]}}', value]
+    others += [f'{{"keys": [0], "values": [1], "shape": [{draw(st.integers(1, 3))}]}}']
+    others += [by_name.replace("}", ', "z": [{}, {}]}')]
+    forms = [by_name] * 10 + others[:3] * 2 + others
+    return draw(st.sampled_from(forms))
+
+
+@st.composite
+def record_bodies(draw: st.DrawFn, signature: Signature) -> bytes:
+    records = draw(st.lists(record_objects(signature), min_size=1, max_size=6))
+    text = draw(st.sampled_from([",", ", ", " ,\n"])).join(records)
+    around = ["[%s]", " [ %s ] ", '{"instances": [%s]}', '{"id": {"a": "b"}, "instances": [%s], "b": 1}']
+    around += ['{"instances": [%s], "instances": 1}', '{"data": {"features": 1}, "instances": [%s]}', '{"a": [%s]}']
+    around += ['{"instances": "\\u0000", "b": [%s]}', '{"inputs": [%s]}', '{"instances": [%s], "z": [1, {}, {}]}']
+    return damaged(draw, draw(st.sampled_from([*around[:4] * 3, *around])).replace("%s", text))
+
+
+@st.composite
+def requests(draw: st.DrawFn, signature: Signature) -> bytes:
+    """An Open Inference request that fits, or nearly."""
+    items = []
+    for spec in signature.inputs:
+        shape = signature.record_shapes[spec.name]
+        lengths = tuple(draw(st.integers(1, 3)) if length is None else length for length in shape)
+        lengths = (draw(st.integers(1, 3)), *lengths) if signature.batched else lengths
+        count = draw(st.sampled_from([math.prod(lengths)] * 9 + [2]))
+        inner = draw(st.sampled_from([lengths, (count,), (count,), lengths[1:]]))
+        datatype = draw(st.sampled_from([DATATYPE_NAMES[spec.dtype]] * 4 + ["FP32", "FP64", "INT64", "UINT8", "BF16"]))
+        fields = {"name": f'"{spec.name}"', "shape": str(list(lengths)), "datatype": f'"{datatype}"'}
+        fields["data"] = draw(nested(inner, draw(st.sampled_from([plain_numbers, numbers]))))
+        items.append("{" + ",".join(f'"{key}": {fields[key]}' for key in draw(st.permutations(list(fields)))) + "}")
+    return damaged(
+        draw, draw(st.sampled_from(['{"inputs":[%s]}', '{"id": "a", "inputs": [%s], "outputs": []}'])) % ",".join(items)
+    )
+
+
+@st.composite
+def record_line_bodies(draw: st.DrawFn, signature: Signature) -> bytes:
+    lines = draw(st.lists(record_objects(signature), min_size=1, max_size=6))
+    end = draw(st.sampled_from(["\n", "\n", "\r\n", "\r"]))
+    return damaged(draw, end.join(lines) + draw(st.sampled_from(["", end])))
 
 
 @st.composite
@@ -187,15 +266,44 @@ def test_json_is_the_same_as_the_long_way(small_pieces: Callable[[st.DataObject]
     law()
 
 
+def test_json_records_are_the_same_as_the_long_way(small_pieces: Callable[[st.DataObject], ExitStack]) -> None:
+    @MANY
+    @given(st.data(), st.sampled_from(RECORD_SIGNATURES))
+    def law(data: st.DataObject, signature: Signature) -> None:
+        body = data.draw(record_bodies(signature))
+        expected = outcome(lambda: tensors_from_document(json.parse(body, "body", FORMS), signature, OPTIONS))
+        with small_pieces(data):
+            assert_same_outcome(outcome(lambda: tensors_of(json.decode(body, signature, OPTIONS))), expected)
+
+    law()
+
+
+def test_open_inference_requests_are_the_same_as_the_long_way(
+    small_pieces: Callable[[st.DataObject], ExitStack],
+) -> None:
+    @MANY
+    @given(st.data(), st.sampled_from(SIGNATURES))
+    def law(data: st.DataObject, signature: Signature) -> None:
+        body = data.draw(requests(signature))
+        expected = outcome(lambda: tensors_of(json.decode(body, signature, OPTIONS)))
+        in_binary = outcome(lambda: tensors_of(open_inference_binary.decode(body, signature, OPTIONS)))
+        with small_pieces(data):
+            assert_same_outcome(outcome(lambda: tensors_of(json.decode(body, signature, OPTIONS))), expected)
+            actual = outcome(lambda: tensors_of(open_inference_binary.decode(body, signature, OPTIONS)))
+            assert_same_outcome(actual, in_binary)
+
+    law()
+
+
 def test_json_lines_are_the_same_as_the_long_way(small_pieces: Callable[[st.DataObject], ExitStack]) -> None:
     def the_long_way(body: bytes, signature: Signature) -> Tensors:
         records = [json.parse(line, f"line {i}", "a JSON value") for i, line in enumerate(body_lines(body), 1)]
         return tensors_from_records(records, signature, OPTIONS, lambda i: f"line {i + 1}")
 
     @MANY
-    @given(st.data(), st.sampled_from(SIGNATURES))
+    @given(st.data(), st.sampled_from(RECORD_SIGNATURES))
     def law(data: st.DataObject, signature: Signature) -> None:
-        body = data.draw(line_bodies(signature))
+        body = data.draw(st.one_of(line_bodies(signature), record_line_bodies(signature)))
         expected = outcome(lambda: the_long_way(body, signature))
         with small_pieces(data):
             assert_same_outcome(outcome(lambda: jsonlines.decode(body, signature, OPTIONS)), expected)
@@ -269,6 +377,8 @@ def test_an_array_of_any_rank_is_read(
         '["1"]',
         "[{}]",
         "[[[[1]]],[[[[2]]]]]",
+        "[[1,[2]]]",
+        "[[[1],[2,3]]]",
         "[9007199254740992]",
         "[[1,2][3,4]]",
     ],
