@@ -78,16 +78,24 @@ def run_child(
         ValueError: the command or the environment has a zero byte.
     """
     deadline_s = time.monotonic() + timeout_s
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environ,
-        start_new_session=True,
-    )
+    # A handler that raises while the process is being started, as the server's own for SIGTERM does, would leave it.
+    handled = [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
+    unheld = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environ,
+            start_new_session=True,
+        )
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
+        raise
     assert process.stdout is not None  # it was asked for above
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
         output = _read(process, process.stdout.fileno(), max_output_bytes, deadline_s)
         if len(output) > max_output_bytes:
             return ChildResult(output[:max_output_bytes], -signal.SIGKILL, cut=True)

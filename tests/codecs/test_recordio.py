@@ -178,7 +178,7 @@ def test_what_does_not_fit(data: bytes, signature: Signature, words: str) -> Non
         (F32, [[0, 0], [0, 0.5]], "int64", "record 2, value 2: expected a whole number"),
         (F32, [[0, 0], [float("nan"), 0]], "int64", "record 2, value 1: expected a whole number"),
         (F64, [[0, 0], [2.0**60, 0]], "int64", "record 2, value 1: expected a"),
-        (F64, [[0, 0], [2.0**53, 0]], "int64", "record 2, value 1: expected a value of int64 for input 'x', got 90"),
+        (F64, [[0, 0], [2.0**53, 0]], "int64", "record 2, value 1: expected a whole number from -"),
         (F64, [[0, 1e39], [0, 0]], "float32", "record 1, value 2: expected a number within the range of float32"),
         (F32, [[0, 0], [0, 1e5]], "float16", "record 2, value 2: expected a number within the range of float16"),
         (I32, [[0, 0], [0, 128]], "int8", "record 2, value 2: expected a whole number from -128 to 127"),
