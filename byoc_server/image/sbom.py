@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_METADATA = ("name", "version", "summary", "license_expression", "license", "requires_python", "requires_dist")
+_METADATA = (
+    "name",
+    "version",
+    "summary",
+    "license_expression",
+    "license_file",
+    "license",
+    "requires_python",
+    "requires_dist",
+)
 _ENVIRONMENT = (
     "implementation_name",
     "platform_machine",

@@ -234,7 +234,9 @@ def test_its_bill_of_materials_names_every_package(engine: Engine, cpu_image: st
     assert {package["name"]: package["version"] for package in packages} == found
     assert "onnxruntime" in found
     assert not {"pip", "setuptools", "wheel", "hatchling"} & set(found)
-    assert all({"license", "license_expression", "classifier"} & set(package) for package in packages), packages
+    assert all(
+        {"license", "license_expression", "license_file", "classifier"} & set(package) for package in packages
+    ), packages
     assert "direct_url" not in text
     assert "file:" not in text
     assert "/build" not in text
