@@ -49,8 +49,16 @@ def _metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     return kept | ({"classifier": licenses} if licenses else {})
 
 
+def license_files(folder: Path) -> list[str]:
+    """License files in the metadata of a package, which a pip before the version 2.4 of metadata leaves out."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("LICEN[CS]E*") if path.is_file())
+
+
 if __name__ == "__main__":
     folders = [str(path) for venv in sys.argv[1:] for path in Path(venv).glob("lib/python*/site-packages")]
     command = [sys.executable, "-m", "pip", "inspect", *(f"--path={folder}" for folder in folders)]
     inspected = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    print(json.dumps(bill(json.loads(inspected)), indent=1))
+    report = json.loads(inspected)
+    for package in report["installed"]:
+        package["metadata"]["license_file"] = license_files(Path(package["metadata_location"]))
+    print(json.dumps(bill(report), indent=1))

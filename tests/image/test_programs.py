@@ -81,3 +81,11 @@ def test_the_health_check_says_why() -> None:
         done = program("healthcheck.py", port=server.port)
     assert done.returncode == 1
     assert "onnxruntime-gpu" in done.stderr
+
+
+def test_license_files_are_found_where_metadata_is(tmp_path: Path) -> None:
+    """Also below a folder, as version 2.4 of the metadata has them, and in either spelling."""
+    (tmp_path / "licenses").mkdir()
+    for name in ("licenses/LICENSE", "LICENCE.txt", "METADATA", "RECORD"):
+        (tmp_path / name).write_text("")
+    assert sbom.license_files(tmp_path) == ["LICENCE.txt", "licenses/LICENSE"]
