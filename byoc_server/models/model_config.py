@@ -1,6 +1,7 @@
-"""``byoc.toml``: what is to be different for clients from what the model file says. Text in, ``ModelConfig`` out. Pure.
+"""``byoc.toml``: what is to be different for clients from what the model file says. Text in, ``ModelConfig`` out.
 
-Only what can be told without the model is checked here; ``adapter`` checks the rest against the signature.
+Only what can be told without the model is checked here; ``configured_adapter`` checks the rest against the
+signature.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,10 +20,10 @@ import numpy as np
 from byoc_server.codecs.base import CodecEntry, answer_codecs, codecs_by_media_type, media_types, request_codecs
 from byoc_server.codecs.media_type import parse_media_type
 from byoc_server.errors import ModelLoadError
+from byoc_server.models.text_file import read_text
 from byoc_server.models.toml_source import TomlSource, dotted
 from byoc_server.types import STRING, Layout, Resize
 
-FILE_NAME = "byoc.toml"
 MAX_BYTES = 1024 * 1024
 
 T = TypeVar("T")
@@ -110,6 +112,15 @@ class ModelConfig:
     inputs: Mapping[str, InputConfig] = field(default_factory=dict)
     outputs: Mapping[str, OutputConfig] = field(default_factory=dict)
     returned: tuple[str, ...] = ()
+
+
+def read(path: Path) -> ModelConfig:
+    """Read the file.
+
+    Raises:
+        ModelLoadError: it cannot be read; or as ``parse_config``.
+    """
+    return parse_config(read_text(path, MAX_BYTES), str(path))
 
 
 def parse_config(text: str, path: str) -> ModelConfig:

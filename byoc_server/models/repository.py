@@ -8,7 +8,7 @@ from pathlib import Path
 
 from byoc_server.engines.base import ENGINES
 from byoc_server.errors import ModelLoadError
-from byoc_server.models.model_config import FILE_NAME as CONFIG_FILE
+from byoc_server.models.adapter import FILE_NAME as CONFIG_FILE
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "iris.onnx"
 _PREFERRED_STEM = "model"
