@@ -27,7 +27,6 @@ from typing import TypeVar, cast
 
 from byoc_server.batching.batcher import Cancel
 from byoc_server.codecs.base import (
-    CODECS,
     Answer,
     BrokenLibraryError,
     Codec,
@@ -35,6 +34,7 @@ from byoc_server.codecs.base import (
     EncodeOptions,
     Envelope,
     Enveloped,
+    all_codecs,
 )
 from byoc_server.config import MIB, Settings
 from byoc_server.core.client import InferenceClient
@@ -137,7 +137,7 @@ class InferencePath:
         self._negotiated: dict[tuple[bytes | None, bytes | None], _Negotiated] = {}
         self._ids = _IdSource()
         self._loop = asyncio.get_running_loop()
-        for entry in CODECS:  # now, or the first request in each format pays for the import
+        for entry in all_codecs():  # now, or the first request in each format pays for the import
             if not entry.library:
                 entry.load()
 

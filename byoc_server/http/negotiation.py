@@ -13,7 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from byoc_server.codecs.base import CODECS, CodecEntry, answer_codecs, codecs_by_media_type, media_types, request_codecs
+from byoc_server.codecs.base import (
+    CodecEntry,
+    all_codecs,
+    answer_codecs,
+    codecs_by_media_type,
+    media_types,
+    request_codecs,
+)
 from byoc_server.codecs.media_type import MediaType, parse_media_type
 from byoc_server.errors import NotAcceptable, UnsupportedMediaType
 
@@ -83,7 +90,7 @@ def choose_encoder(
     best = max(quality for quality, _ in weights.values())
     if best <= 0:
         accepted = media_types(entries)
-        missing = [e for e in CODECS if not e.installed and any(r.covers(e.media_type) for r in ranges)]
+        missing = [e for e in all_codecs() if not e.installed and any(r.covers(e.media_type) for r in ranges)]
         needs = "".join(f" ({entry.media_type} needs byoc-server[{entry.extra}])" for entry in missing[:1])
         raise NotAcceptable(
             f"Accept {_shown(accept or '')} cannot be met{needs}; available are {', '.join(accepted)}",
