@@ -20,14 +20,13 @@ from byoc_server.codecs.json import serializable
 from byoc_server.codecs.media_type import parse_media_type
 from byoc_server.config import Settings
 from byoc_server.errors import ByocError, InvalidPayload
-from byoc_server.models.adapter import Adapter
+from byoc_server.models.adapter import default_formats
 from byoc_server.models.model import Model, load_model
 from byoc_server.models.repository import find_model
 from byoc_server.server.entrypoint import END_SIGNALS, enter
 from byoc_server.server.worker import engine_options
 from byoc_server.types import STRING, Array, BatchAxis, Signature, Tensors, TensorSpec
 
-_DEFAULT_MEDIA_TYPE = "application/json"
 _LONGEST_TEXT = 1000
 """Characters of a body that a line of shell shows as it is; a longer one is packed."""
 _LONGEST_COMMAND = 8000
@@ -55,24 +54,26 @@ def run(settings: Settings, path: str, environ: MutableMapping[str, str], *, as_
     enter(settings, environ)
     source = find_model(path, environ).path
     model = load_model(source, engine_options(settings), settings.max_batch_size)
-    facts = collect_model(model, str(source), f"localhost:{settings.port}")
+    facts = collect_model(model, str(source), settings)
     model.engine.close()
     return json.dumps(facts, indent=2) if as_json else model_as_text(facts)
 
 
-def collect_model(model: Model, path: str, url: str) -> dict[str, Any]:
+def collect_model(model: Model, path: str, settings: Settings) -> dict[str, Any]:
     """Look at a loaded model, and run it once.
 
     Args:
         model: to look at.
         path: of its file.
-        url: of the server that the examples are for, without a path.
+        settings: of the server that the examples are for.
 
     Returns:
         What ``byoc info MODEL --json`` prints.
     """
     signature = model.adapter.signature
-    tensors, answer = _try_out(model)
+    content_type, accept = default_formats(settings, model.adapter)
+    tensors, answer = _try_out(model, accept)
+    url = f"localhost:{settings.port}"
     return {
         "model": path,
         "name": model.adapter.model_name,
@@ -80,8 +81,8 @@ def collect_model(model: Model, path: str, url: str) -> dict[str, Any]:
         "outputs": [spec.describe() for spec in signature.outputs],
         "batch_axis": signature.batch_axis.value,
         "batching": _BATCHES[signature.batch_axis].format(most=model.max_batch_size, size=signature.batch_size),
-        "content_type": model.adapter.content_type or _DEFAULT_MEDIA_TYPE,
-        "accept": model.adapter.accept or _DEFAULT_MEDIA_TYPE,
+        "content_type": content_type,
+        "accept": accept,
         "engine": dict(model.facts),
         "answer": answer,
         "examples": [
@@ -119,7 +120,7 @@ def model_as_text(facts: Mapping[str, Any]) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _try_out(model: Model) -> tuple[Tensors, str]:
+def _try_out(model: Model, accept: str) -> tuple[Tensors, str]:
     """Find inputs of one record that the model runs on.
 
     Returns:
@@ -136,16 +137,19 @@ def _try_out(model: Model) -> tuple[Tensors, str]:
             reason = f"nothing to made-up inputs: {str(error).partition(chr(10))[0]}"
             continue
         outputs = model.adapter.present(outputs) if model.adapter.present else outputs
-        return tensors, _answer(outputs, model.adapter)
+        return tensors, _answer(outputs, model.adapter.signature, accept)
     return tensors, reason
 
 
-def _answer(outputs: Tensors, adapter: Adapter) -> str:
+def _answer(outputs: Tensors, signature: Signature, accept: str) -> str:
     """What a client that names no format gets."""
-    media_type = parse_media_type(adapter.accept or _DEFAULT_MEDIA_TYPE)
+    media_type = parse_media_type(accept)
     assert media_type is not None
     codec = codecs_by_media_type()[media_type.essence].load()
-    body = cast(bytes, codec.encode(outputs, adapter.signature, EncodeOptions()))  # no envelope asks for more
+    try:
+        body = cast(bytes, codec.encode(outputs, signature, EncodeOptions()))  # no envelope asks for more
+    except ByocError as error:
+        return f"nothing in its default format: {error.message}"
     return _shortened(body.decode()) if _is_text(body) else f"{len(body)} bytes of {media_type.essence}"
 
 

@@ -148,6 +148,11 @@ class CodecEntry:
         return (self.media_type, *self.aliases)
 
     @property
+    def requirement(self) -> str:
+        """What installs the library that it is built on, as pip takes it."""
+        return f"byoc-server[{self.extra}]"
+
+    @property
     def installed(self) -> bool:
         """Whether what it is built on is there."""
         return not self.library or (self.library not in _broken and _can_import(self.library))

@@ -205,7 +205,7 @@ def image_file(image: ImageSpec, media_type: str) -> bytes:
 
 def needs(entry: CodecEntry) -> str:
     """What is missing for a format that is not installed."""
-    return f"needs byoc-server[{entry.extra}]"
+    return f"needs {entry.requirement}"
 
 
 _Writer = Callable[[CodecEntry, Tensors, Signature], Example]

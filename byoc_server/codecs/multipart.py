@@ -216,7 +216,7 @@ def _codec(media_type: MediaType, label: str) -> Codec:
             return entry.load()
         except BrokenLibraryError:
             pass
-    raise _unsupported(label, media_type.essence, f" here (it needs byoc-server[{entry.extra}])")
+    raise _unsupported(label, media_type.essence, f" here (it needs {entry.requirement})")
 
 
 def _unsupported(label: str, text: str, missing: str = "") -> UnsupportedMediaType:

@@ -29,7 +29,6 @@ from byoc_server.batching.batcher import Cancel
 from byoc_server.codecs.base import (
     Answer,
     BrokenLibraryError,
-    Codec,
     DecodeOptions,
     EncodeOptions,
     Envelope,
@@ -52,13 +51,16 @@ from byoc_server.http.content_coding import (
 from byoc_server.http.dialect import INVOCATIONS, Dialect, Head, text_of
 from byoc_server.http.negotiation import choose_decoder, choose_encoder
 from byoc_server.http.responses import Header, Response
-from byoc_server.models.adapter import Adapter
+from byoc_server.models.adapter import DEFAULT_MEDIA_TYPE, Adapt, Adapter, default_formats
 from byoc_server.telemetry.request_log import RequestLog
 from byoc_server.types import Signature, Tensors, tensor_bytes
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Decode = Callable[[bytes, Signature, DecodeOptions], Tensors | Enveloped]
+Encode = Callable[[Tensors, Signature, EncodeOptions], bytes | Answer]
 
 CUSTOM_ATTRIBUTES = b"x-amzn-sagemaker-custom-attributes"
 INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
@@ -67,7 +69,6 @@ _VISIBLE_ASCII = re.compile(rb"[\x20-\x7e]{0,1024}\Z")
 _INFERENCE_ID_LENGTH = 64
 _INLINE_TENSOR_BYTES = MIB
 """Larger tensors are not built on the event loop, however small the body that declares them."""
-_DEFAULT_MEDIA_TYPE = "application/json"
 _NEGOTIATED_HEADS = 256
 """How many pairs of Content-Type and Accept are remembered; clients use a handful, an attacker gets no more."""
 
@@ -76,14 +77,14 @@ _NEGOTIATED_HEADS = 256
 class _Negotiated:
     """What the headers of a request come to."""
 
-    decode: Callable[[bytes, Signature, DecodeOptions], Tensors | Enveloped]
+    decode: Decode
     decode_options: DecodeOptions
     decode_inline_options: DecodeOptions
     decode_inline_bytes: int
-    encode: Callable[[Tensors, Signature, EncodeOptions], bytes | Answer]
+    encode: Encode
     encode_options: EncodeOptions
     encode_inline_bytes: int
-    encode_enveloped: Callable[[Tensors, Signature, EncodeOptions], bytes | Answer]
+    encode_enveloped: Encode
     encode_enveloped_inline_bytes: int
     entity_headers: list[Header]
 
@@ -342,15 +343,15 @@ class InferencePath:
     def _negotiate_anew(self, key: tuple[bytes | None, bytes | None], adapter: Adapter) -> _Negotiated:
         settings, outputs = self._settings, len(adapter.signature.outputs)
         content_type, accept = self._dialect.media_types(*key)
-        default_content_type = settings.default_content_type or adapter.content_type or _DEFAULT_MEDIA_TYPE
-        default_accept = settings.default_accept or adapter.accept or _DEFAULT_MEDIA_TYPE
+        default_content_type, default_accept = default_formats(settings, adapter)
         source, parameters = choose_decoder(content_type, default_content_type)
         target, name = choose_encoder(accept, default_accept, source, outputs)
         # Who says in the request what the answer shall be like gets it so, unless Accept names another format.
-        enveloped_target, _ = choose_encoder(accept, _DEFAULT_MEDIA_TYPE, source, outputs)
+        enveloped_target, _ = choose_encoder(accept, DEFAULT_MEDIA_TYPE, source, outputs)
         try:
-            decode, encode = _adapted(source.load(), target.load(), adapter)
-            _, encode_enveloped = _adapted(source.load(), enveloped_target.load(), adapter)
+            decode = _prepared(source.load().decode, adapter.prepare)
+            encode = _presented(target.load().encode, adapter.present)
+            encode_enveloped = _presented(enveloped_target.load().encode, adapter.present)
         except BrokenLibraryError as error:  # it is out of the table now
             logger.error(str(error), exc_info=error.__cause__, extra={"event": "codec_broken"})
             return self._negotiate_anew(key, adapter)
@@ -383,28 +384,25 @@ class _IdSource:
         return f"{self._prefix}{next(self._numbers):x}"
 
 
-def _adapted(
-    source: Codec, target: Codec, adapter: Adapter
-) -> tuple[
-    Callable[[bytes, Signature, DecodeOptions], Tensors | Enveloped],
-    Callable[[Tensors, Signature, EncodeOptions], bytes | Answer],
-]:
-    """The decoder of one codec and the encoder of another, with what the adapter does behind and before them."""
-    decode, encode = source.decode, target.encode
-    prepare, present = adapter.prepare, adapter.present
+def _prepared(decode: Decode, prepare: Adapt | None) -> Decode:
+    """A decoder with what the adapter does behind it."""
+    if prepare is None:
+        return decode
 
     def decode_and_prepare(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped:
         decoded = decode(body, signature, options)
-        assert prepare is not None
         if type(decoded) is Enveloped:
             return Enveloped(prepare(decoded.tensors), decoded.envelope)
         return prepare(cast(Tensors, decoded))
 
-    def present_and_encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes | Answer:
-        assert present is not None
-        return encode(present(tensors), signature, options)
+    return decode_and_prepare
 
-    return decode_and_prepare if prepare else decode, present_and_encode if present else encode
+
+def _presented(encode: Encode, present: Adapt | None) -> Encode:
+    """An encoder with what the adapter does before it."""
+    if present is None:
+        return encode
+    return lambda tensors, signature, options: encode(present(tensors), signature, options)
 
 
 def _with_outputs(signature: Signature, names: Sequence[str]) -> Signature:

@@ -54,7 +54,7 @@ def choose_decoder(content_type: str | None, default: str) -> tuple[CodecEntry, 
     entry = _find(media_type)
     if media_type is None or entry is None or not entry.installed:
         accepted = media_types(request_codecs())
-        missing = f" here (it needs byoc-server[{entry.extra}])" if entry is not None else ""
+        missing = f" here (it needs {entry.requirement})" if entry is not None else ""
         hint = _SENT_BY_CURL if media_type is not None and media_type.essence == _FORM else ""
         raise UnsupportedMediaType(
             f"Content-Type {_shown(text)} is not supported{missing}{hint}; use {', '.join(accepted)}",
@@ -91,7 +91,7 @@ def choose_encoder(
     if best <= 0:
         accepted = media_types(entries)
         missing = [e for e in all_codecs() if not e.installed and any(r.covers(e.media_type) for r in ranges)]
-        needs = "".join(f" ({entry.media_type} needs byoc-server[{entry.extra}])" for entry in missing[:1])
+        needs = "".join(f" ({entry.media_type} needs {entry.requirement})" for entry in missing[:1])
         raise NotAcceptable(
             f"Accept {_shown(accept or '')} cannot be met{needs}; available are {', '.join(accepted)}",
             accepted=accepted,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from byoc_server.config import Settings
 from byoc_server.types import Signature, Tensors
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Adapt = Callable[[Tensors], Tensors]
 
 FILE_NAME = "byoc.toml"
+DEFAULT_MEDIA_TYPE = "application/json"
 _PREFERRED_STEM = "model"
 
 
@@ -49,6 +51,14 @@ class Adapter:
     content_type: str = ""
     accept: str = ""
     config_path: str = ""
+
+
+def default_formats(settings: Settings, adapter: Adapter) -> tuple[str, str]:
+    """Media types of a request without one, and of an answer where the client does not care; settings win."""
+    return (
+        settings.default_content_type or adapter.content_type or DEFAULT_MEDIA_TYPE,
+        settings.default_accept or adapter.accept or DEFAULT_MEDIA_TYPE,
+    )
 
 
 def adapter_for(model_path: Path, signature: Signature) -> Adapter:

@@ -347,7 +347,7 @@ def _media_type(entries: Sequence[CodecEntry]) -> Callable[[object], str]:
         media_type = parse_media_type(value) if isinstance(value, str) else None
         entry = codecs_by_media_type().get(media_type.essence) if media_type else None
         if entry not in entries:
-            needs = f" ({entry.media_type} needs byoc-server[{entry.extra}])" if entry and not entry.installed else ""
+            needs = f" ({entry.media_type} needs {entry.requirement})" if entry and not entry.installed else ""
             raise _UnexpectedError(f"one of {', '.join(media_types(entries))}{needs}")
         return cast(str, value)
 

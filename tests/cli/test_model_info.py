@@ -108,6 +108,19 @@ def test_the_answer_is_in_the_format_of_the_model(capsys: pytest.CaptureFixture[
         assert info(capsys, tmp_path)["answer"] == answer
 
 
+def test_a_setting_wins_over_the_format_of_the_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As when serving; and an answer that the format cannot carry is no traceback."""
+    identity(tmp_path / "model.onnx", TensorProto.STRING, ("N", 2))
+    (tmp_path / "byoc.toml").write_text("accept = 'text/csv'\n")
+    assert info(capsys, tmp_path)["accept"] == "text/csv"
+    monkeypatch.setenv("BYOC_DEFAULT_ACCEPT", "application/octet-stream")
+    facts = info(capsys, tmp_path)
+    assert facts["accept"] == "application/octet-stream"
+    assert facts["answer"].startswith("nothing in its default format: application/octet-stream carries one string")
+
+
 def test_a_name_that_a_form_cannot_have(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     identity(tmp_path / "model.onnx", shape=("N", 2))
     (tmp_path / "byoc.toml").write_text("[inputs.x]\nname = 'a=b'\n")

@@ -229,7 +229,7 @@ def _image_record(
             return cast(Array, cast(Any, entry.load()).record_from_header(header, spec, shape, where, budget.left))
     except BrokenLibraryError:
         pass
-    raise UnsupportedMediaType(f"{where}: images are not read here (they need byoc-server[{entry.extra}])", field=where)
+    raise UnsupportedMediaType(f"{where}: images are not read here (they need {entry.requirement})", field=where)
 
 
 def _array_of_lists(
