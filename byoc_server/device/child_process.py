@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,9 +79,7 @@ def run_child(
         ValueError: the command or the environment has a zero byte.
     """
     deadline_s = time.monotonic() + timeout_s
-    # A handler that raises while the process is being started, as the server's own for SIGTERM does, would leave it.
-    handled = [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
-    unheld = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+    handlers = _HeldHandlers()
     try:
         process = subprocess.Popen(
             command,
@@ -90,24 +89,23 @@ def run_child(
             env=environ,
             start_new_session=True,
         )
-    except BaseException:
-        signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
-        raise
-    assert process.stdout is not None  # it was asked for above
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
-        output = _read(process, process.stdout.fileno(), max_output_bytes, deadline_s)
-        if len(output) > max_output_bytes:
-            return ChildResult(output[:max_output_bytes], -signal.SIGKILL, cut=True)
-        return ChildResult(output, process.wait(max(0.0, deadline_s - time.monotonic())))
-    except subprocess.TimeoutExpired:
-        raise ChildTimeoutError from None
+        assert process.stdout is not None  # it was asked for above
+        try:
+            handlers.release()
+            output = _read(process, process.stdout.fileno(), max_output_bytes, deadline_s)
+            if len(output) > max_output_bytes:
+                return ChildResult(output[:max_output_bytes], -signal.SIGKILL, cut=True)
+            return ChildResult(output, process.wait(max(0.0, deadline_s - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            raise ChildTimeoutError from None
+        finally:
+            with contextlib.suppress(OSError):  # the whole group has ended; its number is not given away again so soon
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_KILL_WAIT_S)
+            process.stdout.close()
     finally:
-        with contextlib.suppress(OSError):  # the whole group has ended; its number is not given away again so soon
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_KILL_WAIT_S)
-        process.stdout.close()
+        handlers.release()
 
 
 def parse_line(output: bytes) -> Any:
@@ -122,6 +120,37 @@ def parse_line(output: bytes) -> Any:
         return json.loads(output)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+class _HeldHandlers:
+    """The signal handlers of Python code, held back from when this is made until they are released.
+
+    One that raises while a process is being started, as the server's own for SIGTERM does, would leave the process.
+    Blocking the signals is not enough: the kernel hands them to another thread of this process, and Python then runs
+    the handler in the main one all the same; and the process started would have them blocked too. Python runs no
+    handlers in other threads than the main one, so there is nothing to hold there.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: list[int] = []
+        self._handlers: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in signal.valid_signals():
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    signal.signal(number, self._arrive)
+
+    def _arrive(self, number: int, _frame: object) -> None:
+        self._arrived.append(number)
+
+    def release(self) -> None:
+        """Put the handlers back and run those whose signals came meanwhile; what one raises is raised here."""
+        for number, handler in list(self._handlers.items()):
+            signal.signal(number, handler)
+            del self._handlers[number]
+        while self._arrived:
+            signal.raise_signal(self._arrived.pop(0))
 
 
 def _read(process: subprocess.Popen[bytes], stdout: int, max_bytes: int, deadline_s: float) -> bytes:

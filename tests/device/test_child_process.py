@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,22 +126,62 @@ def test_a_process_in_the_background_is_neither_waited_for_nor_left(tmp_path: Pa
     assert_gone(tmp_path / "child")
 
 
-def test_a_signal_handler_that_raises_leaves_nothing(tmp_path: Path) -> None:
-    """As the server's own for SIGTERM does."""
+class EndedError(BaseException):
+    pass
 
-    class Ended(BaseException):
-        pass
+
+@pytest.fixture
+def a_signal_ends() -> Iterator[None]:
+    """SIGUSR1 raises, as the server's own handler for SIGTERM does."""
 
     def end(*_: object) -> None:
-        raise Ended
+        raise EndedError
 
     previous = signal.signal(signal.SIGUSR1, end)
-    try:
-        with pytest.raises(Ended):
-            shell(f"sleep 60 & echo $! >{tmp_path}/child; kill -USR1 {os.getpid()}; wait")
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
+    yield
+    signal.signal(signal.SIGUSR1, previous)
+
+
+@pytest.fixture
+def another_thread() -> Iterator[None]:
+    """One that the kernel may hand a signal to when the main thread would not take it."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("a_signal_ends", "another_thread")
+def test_a_signal_handler_that_raises_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(EndedError):
+        shell(f"sleep 60 & echo $! >{tmp_path}/child; kill -USR1 {os.getpid()}; wait")
     assert_gone(tmp_path / "child")
+
+
+@pytest.mark.usefixtures("a_signal_ends", "another_thread")
+def test_a_signal_while_the_process_is_being_started_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = subprocess.Popen
+
+    def start_slowly(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = start(*arguments, **options)
+        wait_for((tmp_path / "child").exists, "the child has written its process id")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start_slowly)
+    with pytest.raises(EndedError):
+        shell(f"sleep 60 & echo $! >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/child; wait")
+    assert_gone(tmp_path / "child")
+    assert callable(signal.getsignal(signal.SIGUSR1))
+
+
+@pytest.mark.usefixtures("a_signal_ends")
+def test_the_child_has_no_signal_blocked() -> None:
+    assert shell("grep SigBlk /proc/self/status").output.split() == [b"SigBlk:", b"0" * 16]
 
 
 def time_is_up(script: str) -> bool:
