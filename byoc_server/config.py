@@ -128,11 +128,21 @@ class Settings:
     )
     host: str = _setting("0.0.0.0", _text, "address to listen on")
     port: int = _setting(8080, _integer(0, 65535), "port to listen on; 0 = any", platform=["SAGEMAKER_BIND_TO_PORT"])
+    topology: str = _setting(
+        "auto",
+        _one_of("auto", "inline", "split"),
+        "inline: every worker runs the model itself; split: core processes run it for all workers, one a GPU; "
+        "auto = split where there is a GPU",
+    )
     workers: int = _setting(
-        1,
-        _integer(1, 256),
-        "server processes, each with its own copy of the model; more than one is supervised by gunicorn",
+        0,
+        _integer(0, 256),
+        "processes that serve HTTP; in the inline topology each has its own copy of the model; 0 = auto: 1 inline, "
+        "else by CPU cores and GPUs",
         sagemaker=["SAGEMAKER_MODEL_SERVER_WORKERS"],
+    )
+    core_processes: int = _setting(
+        0, _integer(0, 64), "processes that run the model in the split topology; 0 = auto: one a GPU, or 1 on the CPU"
     )
     threads: int = _setting(
         0, _integer(0, 1024), "threads of one inference; 0 = auto: usable CPU cores divided by workers"
@@ -141,6 +151,33 @@ class Settings:
         "auto",
         _one_of("auto", "cpu", "gpu"),
         "where the model runs: auto, cpu or gpu; auto = a GPU where one is visible, else the CPU",
+    )
+    execution_provider: str = _setting(
+        "cuda", _one_of("cuda", "tensorrt"), "what runs the model on a GPU: cuda or tensorrt (which falls back on cuda)"
+    )
+    gpu_memory_limit_mib: int = _setting(
+        0, _integer(0, 1048576), "MiB of GPU memory the tensors of one session may take; 0 = no limit"
+    )
+    gpu_arena: str = _setting(
+        "same_as_requested",
+        _one_of("same_as_requested", "next_power_of_two"),
+        "how a session's GPU memory grows: same_as_requested or next_power_of_two",
+    )
+    cudnn_search: str = _setting(
+        "heuristic",
+        _one_of("heuristic", "exhaustive", "default"),
+        "how cuDNN chooses the algorithm of a convolution: heuristic, exhaustive or default",
+    )
+    cuda_graphs: bool = _setting(
+        False,
+        _boolean,
+        "replay each batch size as a CUDA graph; for models of fixed record shapes that run on CUDA alone",
+    )
+    tensorrt_cache_dir: str = _setting(
+        "", _text, "folder where TensorRT keeps the engines it has built; empty: none, and each start builds them anew"
+    )
+    tensorrt_precision: str = _setting(
+        "model", _one_of("model", "fp16", "int8"), "precision TensorRT may use: that of the model, fp16 or int8"
     )
     cuda_compat: str = _setting(
         "auto",
@@ -157,6 +194,21 @@ class Settings:
     max_batch_size: int = _setting(
         0, _integer(0, 65536), "most records in one batch; 0 = auto: the size with the best throughput at warm-up"
     )
+    max_queue_delay_ms: float = _setting(
+        0.0,
+        _number(0, 10_000),
+        "milliseconds a request may wait for others to share its batch although the model is idle",
+    )
+    max_batch_tokens: int = _setting(
+        0,
+        _integer(0, 2**31),
+        "most positions (records times the longest of them) in one batch of records of different lengths; 0 = auto: "
+        "by warm-up",
+    )
+    pad_lengths: bool = _setting(
+        True, _boolean, "let records of different lengths share a batch, padded, where the model allows it"
+    )
+    sessions: int = _setting(1, _integer(1, 16), "copies of the model on one device, which run batches side by side")
     request_timeout_s: float = _setting(
         60.0,
         _number(0.1, 3600),

@@ -88,7 +88,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ("port", "http", "expected a whole number from 0 to 65535"),
         ("port", "1.0", "expected a whole number from 0 to 65535"),
         ("port", "9" * 5000, "expected a whole number from 0 to 65535"),
-        ("workers", "0", "expected a whole number from 1 to 256"),
+        ("workers", "-1", "expected a whole number from 0 to 256"),
         ("request_timeout_s", "nan", "expected a number from 0.1 to 3600"),
         ("request_timeout_s", "inf", "expected a number from 0.1 to 3600"),
         ("request_timeout_s", "soon", "expected a number from 0.1 to 3600"),

@@ -13,7 +13,7 @@ from starlette.responses import Response as StarletteResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from byoc_server.config import MIB, Settings
-from byoc_server.core.client import LocalClient
+from byoc_server.core.local import LocalClient
 from byoc_server.errors import NotFound, StartupError
 from byoc_server.http.body import BodyBudget
 from byoc_server.http.dialect import INVOCATIONS, Dialect

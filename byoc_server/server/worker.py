@@ -27,7 +27,7 @@ _SWITCH_INTERVAL_S = 0.0005
 
 def inference_threads(settings: Settings) -> int:
     """Threads of one inference: as set, else the usable cores divided by the workers."""
-    return settings.threads or max(1, usable_cores() // settings.workers)
+    return settings.threads or max(1, usable_cores() // max(1, settings.workers))
 
 
 def engine_options(settings: Settings) -> EngineOptions:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from byoc_server.core.client import LocalClient, ModelState
+from byoc_server.core.client import ModelState
+from byoc_server.core.local import LocalClient
 from byoc_server.engines.base import EngineOptions
 from byoc_server.errors import ByocError, GpuUnavailable, ModelLoadError, NotReady, StartupError
 from byoc_server.models.model import Model, load_model

@@ -18,7 +18,7 @@ from starlette.types import Message
 from byoc_server.batching.batcher import _Join
 from byoc_server.batching.policy import Entry
 from byoc_server.config import Settings
-from byoc_server.core.client import LocalClient
+from byoc_server.core.local import LocalClient
 from byoc_server.engines.base import EngineOptions
 from byoc_server.errors import ByocError
 from byoc_server.http.body import BodyBudget
