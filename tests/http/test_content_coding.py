@@ -407,7 +407,7 @@ class Client:
         self.adapter = Adapter(signature, signature)
         self.replies: list[Reply] = []
 
-    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float) -> Any:
+    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Any:
         self.replies.append(reply)
         return lambda: None
 

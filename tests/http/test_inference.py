@@ -41,7 +41,7 @@ class Client:
     def adapter(self) -> Adapter:
         return Adapter(self.signature, self.signature)
 
-    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float) -> Any:
+    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Any:
         if self.outputs is None:
             self.replies.append(reply)
         else:
