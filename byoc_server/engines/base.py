@@ -7,11 +7,36 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
 from byoc_server.types import Tensors, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class GpuOptions:
+    """How a model runs where it runs on a GPU. Spelt as in the settings of the same names.
+
+    Attributes:
+        execution_provider: ``cuda`` or ``tensorrt``.
+        memory_limit_bytes: most memory of the tensors of one session; ``None`` = no limit.
+        arena: ``same_as_requested`` or ``next_power_of_two``.
+        cudnn_search: ``heuristic``, ``exhaustive`` or ``default``.
+        cuda_graphs: replay a batch of a known shape as a CUDA graph.
+        tensorrt_cache_dir: folder for the engines that TensorRT builds; empty = none.
+        tensorrt_precision: ``model``, ``fp16`` or ``int8``.
+        largest_batch_rows: what TensorRT builds an engine for; batches are no larger.
+    """
+
+    execution_provider: str = "cuda"
+    memory_limit_bytes: int | None = None
+    arena: str = "same_as_requested"
+    cudnn_search: str = "heuristic"
+    cuda_graphs: bool = False
+    tensorrt_cache_dir: str = ""
+    tensorrt_precision: str = "model"
+    largest_batch_rows: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +47,13 @@ class EngineOptions:
         threads: threads of one inference, the calling one included.
         device: ``auto``, ``cpu`` or ``gpu``.
         gpu_usable: a GPU is to be seen here; matters for ``auto`` alone.
+        gpu: matters on a GPU alone.
     """
 
     threads: int
     device: str = "auto"
     gpu_usable: bool = False
+    gpu: GpuOptions = field(default_factory=GpuOptions)
 
 
 class Engine(Protocol):
@@ -47,6 +74,11 @@ class Engine(Protocol):
         """What the start summary should say of it: versions, device, execution providers, threads."""
         ...
 
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether it wants few different shapes, all of them met in warm-up: others are slow, or take minutes."""
+        ...
+
     def infer(self, tensors: Tensors) -> Tensors:
         """Run the model once.
 
@@ -57,7 +89,15 @@ class Engine(Protocol):
             Every output.
 
         Raises:
+            GpuUnavailable: the GPU failed; ``lasting`` says whether this process can still use it.
             Exception: whatever the engine raises when it fails on this input; the model stays usable.
+        """
+        ...
+
+    def warmed_up(self) -> None:
+        """Warm-up is over: a shape that has not come by now is served without being prepared for.
+
+        To prepare for a shape may disturb whatever else runs on the device, and takes memory for good.
         """
         ...
 
@@ -67,7 +107,7 @@ class Engine(Protocol):
 
 
 OpenEngine = Callable[[Path, EngineOptions], Engine]
-"""Loads a model file. Raises ``ModelLoadError`` and ``GpuUnavailable``."""
+"""Loads a model file. Raises ``ModelLoadError``, ``GpuUnavailable`` and ``SettingsError``."""
 
 ENGINES: Mapping[str, str] = {
     ".onnx": "byoc_server.engines.onnx:open_model",

@@ -1,69 +1,23 @@
-"""Where the model runs: the device, ONNX Runtime's execution providers for it, and why a GPU was not to be had. Pure.
-
-ONNX Runtime takes the CUDA provider for a wish: where it cannot be had, the session runs on the CPU, and the reason is
-a line on stderr. A GPU is paid for by the hour, so here it is a demand, and the reason has to reach the person who can
-do something about it, in words that say what.
-"""
+"""Where the model runs: the device, and ONNX Runtime's execution providers for it with their options. Pure."""
 
 from __future__ import annotations
 
 import enum
-import re
-import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from byoc_server.errors import GpuUnavailable
+from byoc_server.engines.base import GpuOptions
+from byoc_server.engines.gpu_failure import INSTALL_GPU, WITHOUT_GPU, WITHOUT_TENSORRT
+from byoc_server.errors import GpuUnavailable, SettingsError
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+CUDA, CPU, TENSORRT = "CUDAExecutionProvider", "CPUExecutionProvider", "TensorrtExecutionProvider"
 
-CUDA_OPTIONS: Mapping[str, str] = {
-    # The first GPU that CUDA_VISIBLE_DEVICES leaves visible.
-    "device_id": "0",
-    # By default the arena doubles whenever it grows, and keeps from other workers on the same GPU what nobody uses.
-    "arena_extend_strategy": "kSameAsRequested",
-    # By default every new input shape, and so every new batch size, first tries all algorithms of each convolution.
-    "cudnn_conv_algo_search": "HEURISTIC",
-}
-"""Options that differ from the defaults or say what is meant. Source: ONNX Runtime documentation, "CUDA Execution
-Provider", section Configuration Options, version 1.31."""
+Provider = str | tuple[str, Mapping[str, str]]
+"""An execution provider as ``InferenceSession`` takes it: its name, or with its options."""
 
-_INSTALL_GPU = "install onnxruntime-gpu in place of onnxruntime (byoc-server[gpu])"
-_INSTALL_CUDA = "install onnxruntime-gpu[cuda,cudnn] (byoc-server[gpu]), or take an image with CUDA and cuDNN"
-_WITHOUT = "--device cpu does without a GPU"
-_NEWER_DRIVER = (
-    "the host's NVIDIA driver is too old for the CUDA libraries here; take a host with a newer one (on SageMaker: a "
-    "newer InferenceAmiVersion), or put the cuda-compat package that fits these libraries into the image"
-)
-_WRONG_COMPAT = (
-    "set --cuda-compat off and take a host whose own driver is new enough (on SageMaker: a newer InferenceAmiVersion), "
-    "or install a version of the package that fits"
-)
-
-_OUT_OF_MEMORY = 2
-_CUDA_ADVICE: Mapping[int, str] = {
-    _OUT_OF_MEMORY: "the model does not fit into what is free of the GPU's memory; use fewer --workers or a larger GPU",
-    34: "a stub of libcuda.so.1 was loaded, which is only for linking; take its folder out of LD_LIBRARY_PATH",
-    35: _NEWER_DRIVER,
-    36: _NEWER_DRIVER,
-    100: "the driver library is here but no GPU; use an instance with an NVIDIA GPU, start the container with "
-    "--gpus all, and see that CUDA_VISIBLE_DEVICES does not hide it",
-    222: _NEWER_DRIVER,
-    802: "the GPUs of this host are still being set up (its fabric manager is not ready); restart the container",
-    803: "libcuda.so.1 comes from the image, mostly from its cuda-compat package, and does not fit the host's driver; "
-    + _WRONG_COMPAT,
-    804: f"the cuda-compat package does not support this kind of GPU; {_WRONG_COMPAT}",
-}
-"""CUDA error code -> what it means for a container and what to do. Source of the codes: CUDA Runtime API 13.0,
-``cudaError_t``."""
-
-_CODE = re.compile(r"\b(CU[A-Z_]*|NCCL) failure (-?\d+): ([^;\n]*)")
-"""How ONNX Runtime reports an error of CUDA or one of its libraries; what follows the semicolon is about its source."""
-_MISSING_LIBRARY = re.compile(r"([\w.+-]+): cannot open shared object file")
-_MISSING_SYMBOL = re.compile(r"undefined symbol: (cu[A-Z]\w*)")
-"""The linker's words (glibc 2.31 to 2.41). Functions of the driver library are in camel case, ``cublas...`` is not."""
-_FOLDERS = re.compile(r"(?<!\S)/(?:[^\s/]+/)*")
-_LONGEST = 300
+_FIRST_GPU = "0"
+"""Of those that CUDA_VISIBLE_DEVICES leaves visible; each process sees the one it is to use."""
+_ARENAS = {"same_as_requested": "kSameAsRequested", "next_power_of_two": "kNextPowerOfTwo"}
 
 
 class Device(enum.Enum):
@@ -86,81 +40,130 @@ class DeviceChoice:
     advice: str = ""
 
 
-def choose_device(setting: str, gpu_usable: bool, built_in_providers: Collection[str]) -> DeviceChoice:
+@dataclass(frozen=True, slots=True)
+class EngineBuild:
+    """What TensorRT is told about the engines it builds for one model.
+
+    Attributes:
+        cache_folder: where they are kept; empty = nowhere.
+        largest_batch: input -> shape of the largest batch; empty where some other axis is open too, or a name cannot
+            be written in an option.
+    """
+
+    cache_folder: str = ""
+    largest_batch: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+def choose_device(
+    setting: str, gpu_usable: bool, built_in_providers: Collection[str], execution_provider: str = "cuda"
+) -> DeviceChoice:
     """Choose the device.
 
     Args:
         setting: ``auto``, ``cpu`` or ``gpu``.
         gpu_usable: a GPU is to be seen here; matters for ``auto`` alone.
         built_in_providers: what the installed ONNX Runtime was built with, which is not what works here.
+        execution_provider: ``cuda`` or ``tensorrt``.
 
     Raises:
-        GpuUnavailable: ``gpu`` was demanded of an ONNX Runtime that is for the CPU only.
+        GpuUnavailable: ``gpu`` was demanded of an ONNX Runtime that is for the CPU only, or TensorRT of one that was
+            built without.
     """
     if setting == "cpu" or (setting == "auto" and not gpu_usable):
         return DeviceChoice(Device.CPU)
     if CUDA in built_in_providers:
+        if execution_provider == "tensorrt" and TENSORRT not in built_in_providers:
+            raise GpuUnavailable(
+                "TensorRT is demanded, but the installed ONNX Runtime was built without it; install onnxruntime-gpu as "
+                f"published; {WITHOUT_TENSORRT}"
+            )
         return DeviceChoice(Device.GPU)
     if setting == "auto":
         return DeviceChoice(
             Device.CPU,
             "there is a GPU, but the installed ONNX Runtime is for the CPU only, so the model runs on the CPU; "
-            f"{_INSTALL_GPU}, or set --device cpu to say that this is meant",
+            f"{INSTALL_GPU}, or set --device cpu to say that this is meant",
         )
     raise GpuUnavailable(
-        f"a GPU is demanded, but the installed ONNX Runtime is for the CPU only; {_INSTALL_GPU}; {_WITHOUT}"
+        f"a GPU is demanded, but the installed ONNX Runtime is for the CPU only; {INSTALL_GPU}; {WITHOUT_GPU}"
     )
 
 
-def provider_options(device: Device) -> Sequence[str | tuple[str, Mapping[str, str]]]:
-    """Execution providers in order of preference, as ``InferenceSession`` takes them.
+def check_gpu_options(gpu: GpuOptions) -> None:
+    """Refuse what does not go together.
 
-    The CPU comes second on a GPU too: for the few operators that have no CUDA kernel.
+    TensorRT's provider captures CUDA graphs on its own account, one for all shapes, and replays it for shapes that it
+    does not fit: ``gpu_graph_id``, which tells shapes apart, is for the CUDA provider alone (ONNX Runtime 1.31).
+
+    Raises:
+        SettingsError: CUDA graphs with TensorRT.
     """
-    return [CPU] if device is Device.CPU else [(CUDA, CUDA_OPTIONS), CPU]
+    if gpu.cuda_graphs and gpu.execution_provider == "tensorrt":
+        raise SettingsError(
+            "cuda_graphs needs execution_provider=cuda; TensorRT cannot tell batches of two shapes apart"
+        )
 
 
-def is_gpu_failure(reported: str) -> bool:
-    """Whether an error of ONNX Runtime is about the GPU or its libraries, and not about the model."""
-    return any(pattern.search(reported) for pattern in (_CODE, _MISSING_LIBRARY, _MISSING_SYMBOL))
+def gpu_providers(gpu: GpuOptions, build: EngineBuild | None = None) -> list[Provider]:
+    """Execution providers on a GPU in order of preference, as ``InferenceSession`` takes them.
 
-
-def is_out_of_memory(reported: str) -> bool:
-    """Whether the GPU only had too little memory for this run; any other failure spoils its context."""
-    code = _CODE.search(reported)
-    return code is not None and (code[1], int(code[2])) == ("CUDA", _OUT_OF_MEMORY)
-
-
-def explain_gpu_failure(reported: str) -> str:
-    """Say in one line what is wrong and what to do.
+    The CPU comes last: for the few operators that have no CUDA kernel. So does CUDA behind TensorRT.
 
     Args:
-        reported: ONNX Runtime's or the dynamic linker's own words; empty if there are none.
-
-    Returns:
-        A line without the paths and the host name that ``reported`` may hold.
+        gpu: the settings.
+        build: for TensorRT.
     """
-    return f"the model cannot run on the GPU: {_explain(reported)}; {_WITHOUT}"
+    behind: list[Provider] = [(CUDA, cuda_options(gpu)), CPU]
+    if gpu.execution_provider == "cuda":
+        return behind
+    return [(TENSORRT, tensorrt_options(gpu, build or EngineBuild())), *behind]
 
 
-def _explain(reported: str) -> str:
-    if code := _CODE.search(reported):
-        library, number, words = code[1], int(code[2]), textwrap.shorten(code[3], _LONGEST)
-        name = f"{library} failure {number} ({words})"
-        return f"{name}: {_CUDA_ADVICE[number]}" if library == "CUDA" and number in _CUDA_ADVICE else name
-    if missing := _MISSING_LIBRARY.search(reported):
-        return f"{missing[1]} is not in this container; {_how_to_get(missing[1])}"
-    if symbol := _MISSING_SYMBOL.search(reported):
-        return f"the driver library has no {symbol[1]}: {_NEWER_DRIVER}"
-    first_line = _FOLDERS.sub("", reported.strip().partition("\n")[0])
-    return textwrap.shorten(first_line, _LONGEST) or (
-        f"ONNX Runtime left it unused and does not say why; {_INSTALL_CUDA}, and see that the driver fits"
-    )
+def cuda_options(gpu: GpuOptions) -> Mapping[str, str]:
+    """Options of the CUDA provider that differ from its defaults or say what is meant.
+
+    Source: ONNX Runtime documentation, "CUDA Execution Provider", section Configuration Options, version 1.31. Its
+    compute stream is left to ONNX Runtime: each session has its own, so that copies of one session overlap with the
+    computation of another.
+    """
+    options = {
+        "device_id": _FIRST_GPU,
+        # By default the arena doubles whenever it grows, and keeps from other workers on the same GPU what nobody uses.
+        "arena_extend_strategy": _ARENAS[gpu.arena],
+        # By default every new input shape, and so every new batch size, first tries all algorithms of each convolution.
+        "cudnn_conv_algo_search": gpu.cudnn_search.upper(),
+    }
+    if gpu.memory_limit_bytes is not None:
+        options["gpu_mem_limit"] = str(gpu.memory_limit_bytes)
+    if gpu.cuda_graphs:
+        options["enable_cuda_graph"] = "1"
+    return options
 
 
-def _how_to_get(library: str) -> str:
-    if library.startswith("libcuda.so"):  # part of the driver, which the container toolkit brings in from the host
-        return "use an instance with an NVIDIA GPU, and start the container with --gpus all"
-    if library.startswith("libonnxruntime"):
-        return _INSTALL_GPU
-    return _INSTALL_CUDA
+def tensorrt_options(gpu: GpuOptions, build: EngineBuild) -> Mapping[str, str]:
+    """Options of the TensorRT provider.
+
+    Source: ONNX Runtime documentation, "TensorRT Execution Provider", sections Configurations and Explicit shape range
+    for dynamic shape input, version 1.31.
+    """
+    options = {"device_id": _FIRST_GPU}
+    if gpu.tensorrt_precision != "model":
+        options[f"trt_{gpu.tensorrt_precision}_enable"] = "1"
+    if gpu.memory_limit_bytes is not None:
+        options["trt_max_workspace_size"] = str(gpu.memory_limit_bytes)  # by default all of the GPU's memory
+    if build.cache_folder:
+        # By default an engine, which takes seconds to minutes to build, is forgotten when the process ends. The timing
+        # cache is of use also where an engine does not fit any more.
+        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": build.cache_folder}
+        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": build.cache_folder}
+    if build.largest_batch:
+        # By default an engine fits the shapes seen so far, and is built anew for each that does not: for every rung.
+        largest = {name: tuple(shape) for name, shape in build.largest_batch.items()}
+        smallest = {name: (1, *shape[1:]) for name, shape in largest.items()}
+        options["trt_profile_min_shapes"] = _profile(smallest)
+        options["trt_profile_opt_shapes"] = options["trt_profile_max_shapes"] = _profile(largest)
+    return options
+
+
+def _profile(shapes: Mapping[str, Sequence[int]]) -> str:
+    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())

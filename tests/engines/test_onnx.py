@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -11,19 +9,15 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from byoc_server.device.gpu import look_for_gpus
-from byoc_server.engines import onnx as engine_module
 from byoc_server.engines.base import EngineOptions, engine_for
-from byoc_server.engines.onnx import DTYPES, OnnxEngine, open_model
-from byoc_server.engines.providers import CPU, CUDA, CUDA_OPTIONS
-from byoc_server.errors import GpuUnavailable, ModelLoadError
+from byoc_server.engines.onnx import OnnxEngine, open_model
+from byoc_server.engines.onnx_runtime import DTYPES
+from byoc_server.engines.providers import CPU
+from byoc_server.errors import ModelLoadError
 from byoc_server.types import STRING
 from tests.onnx_models import identity, save, two_inputs, value
 
 ONE_THREAD = EngineOptions(threads=1)
-ON_GPU = EngineOptions(threads=1, device="gpu")
-HAS_GPU = CUDA in ort.get_available_providers() and look_for_gpus(Path("/"), os.environ).usable
-RealSession = ort.InferenceSession
 
 KINDS = {
     "tensor(float)": TensorProto.FLOAT,
@@ -133,136 +127,6 @@ def test_telemetry_is_off_before_onnx_runtime_is_imported() -> None:
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
-class CudaSession:
-    """A session on the CPU that says it runs on a GPU, and keeps what it was opened with."""
-
-    def __init__(self, path: str, options: ort.SessionOptions, **arguments: Any) -> None:
-        self.arguments = arguments
-        self._session = RealSession(path, options, providers=[CPU])
-
-    def get_providers(self) -> list[str]:
-        return [CUDA, CPU]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-
-@pytest.fixture
-def cuda_build(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Makes the installed ONNX Runtime look like one that was built for CUDA.
-
-    Returns:
-        What is called of it, in order.
-    """
-    calls: list[Any] = []
-
-    def preload(**arguments: bool) -> None:
-        calls.append(("preload", arguments))
-        print("Failed to load libcurand.so.10: no such file")
-
-    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(ort, "preload_dlls", preload)
-    monkeypatch.setattr(ort, "set_default_logger_severity", lambda level: calls.append(("severity", level)))
-    return calls
-
-
-def test_on_a_gpu_cuda_comes_first_and_nothing_falls_back(
-    tmp_path: Path,
-    cuda_build: list[Any],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    sessions: list[CudaSession] = []
-
-    def session(*arguments: Any, **keywords: Any) -> CudaSession:
-        cuda_build.append("session")
-        sessions.append(CudaSession(*arguments, **keywords))
-        return sessions[-1]
-
-    monkeypatch.setattr(ort, "InferenceSession", session)
-    with caplog.at_level(logging.DEBUG):
-        engine = open_model(identity(tmp_path / "m.onnx"), ON_GPU)
-    assert cuda_build == [("preload", {"cuda": True, "cudnn": True}), ("severity", 4), "session", ("severity", 3)]
-    assert sessions[0].arguments == {"providers": [(CUDA, CUDA_OPTIONS), CPU], "enable_fallback": False}
-    assert (engine.facts["device"], engine.facts["execution_providers"]) == ("gpu", [CUDA, CPU])
-    assert engine.infer({"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[1, 1, 1, 1]]
-    assert capfd.readouterr() == ("", "")
-    assert [record.levelname for record in caplog.records if "libcurand.so.10" in record.message] == ["DEBUG"]
-
-
-def test_a_driver_that_refuses_is_explained(
-    tmp_path: Path, cuda_build: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise RuntimeError("/src/cuda_call.cc:154 CUDA failure 35: CUDA driver version is insufficient ; hostname=h ;")
-
-    monkeypatch.setattr(ort, "InferenceSession", refuse)
-    with pytest.raises(GpuUnavailable, match=r"CUDA failure 35 \(CUDA driver version is insufficient\): the host's"):
-        open_model(identity(tmp_path / "m.onnx"), ON_GPU)
-    assert cuda_build[-1] == ("severity", 3)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("x.cc:98 CUDA failure 209: no kernel image is available ; GPU=0 ;", GpuUnavailable),
-        ("Got invalid dimensions for input: x", RuntimeError),
-    ],
-)
-def test_a_run_that_fails_is_told_from_a_gpu_that_fails(
-    tmp_path: Path, cuda_build: list[Any], monkeypatch: pytest.MonkeyPatch, words: str, expected: type[Exception]
-) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError(words)
-
-    monkeypatch.setattr(ort, "InferenceSession", CudaSession)
-    monkeypatch.setattr(CudaSession, "run", fail, raising=False)
-    engine = open_model(identity(tmp_path / "m.onnx"), ON_GPU)
-    with pytest.raises(expected, match=words.partition(" ; ")[0].partition("failure ")[2][:3] or "Got"):
-        engine.infer({"x": np.ones((1, 4), np.float32)})
-
-
-def test_a_model_that_is_broken_is_not_blamed_on_the_gpu(
-    tmp_path: Path, cuda_build: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ort, "InferenceSession", CudaSession)
-    path = tmp_path / "broken.onnx"
-    path.write_bytes(b"not a model")
-    with pytest.raises(ModelLoadError, match=r"^ONNX Runtime cannot load broken\.onnx: .+"):
-        open_model(path, ON_GPU)
-
-
-@pytest.mark.parametrize("options", [ON_GPU, EngineOptions(1, "auto", gpu_usable=True)], ids=["gpu", "auto"])
-@pytest.mark.parametrize(
-    ("library", "words"),
-    [
-        ("/nowhere/libonnxruntime_providers_cuda.so", "libonnxruntime_providers_cuda.so is not in this container"),
-        ("libc.so.6", "does not say why"),  # which can be loaded
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Specified provider")
-@pytest.mark.skipif(HAS_GPU, reason="here the session really gets the GPU")
-def test_a_silent_fall_back_to_the_cpu_is_a_failure(
-    tmp_path: Path,
-    cuda_build: list[Any],
-    monkeypatch: pytest.MonkeyPatch,
-    options: EngineOptions,
-    library: str,
-    words: str,
-) -> None:
-    """The session is a real one, opened with CUDA in the lead, and runs on the CPU: that is how ONNX Runtime is."""
-    monkeypatch.setattr(engine_module, "_CUDA_LIBRARY", Path(library))
-    with pytest.raises(GpuUnavailable, match=words):
-        open_model(identity(tmp_path / "m.onnx"), options)
-
-
-def test_without_onnxruntime_gpu_a_demanded_gpu_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "get_available_providers", lambda: [CPU])
-    with pytest.raises(GpuUnavailable, match="install onnxruntime-gpu"):
-        open_model(identity(tmp_path / "m.onnx"), ON_GPU)
-
-
 @pytest.mark.parametrize(("gpu_usable", "levels"), [(True, ["WARNING"]), (False, [])])
 def test_a_gpu_left_unused_is_one_warning(
     tmp_path: Path,
@@ -276,20 +140,3 @@ def test_a_gpu_left_unused_is_one_warning(
     assert engine.facts["device"] == "cpu"
     assert [record.levelname for record in caplog.records] == levels
     assert all("onnxruntime-gpu" in record.message for record in caplog.records)
-
-
-@pytest.mark.parametrize("options", [EngineOptions(1, "cpu", gpu_usable=True), ONE_THREAD], ids=["cpu", "auto"])
-def test_on_the_cpu_nothing_of_cuda_is_touched(tmp_path: Path, cuda_build: list[Any], options: EngineOptions) -> None:
-    engine = open_model(identity(tmp_path / "m.onnx"), options)
-    assert engine.facts["execution_providers"] == [CPU]
-    assert cuda_build == []
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU and onnxruntime-gpu")
-def test_a_model_really_runs_on_the_gpu(tmp_path: Path) -> None:
-    engine = open_model(two_inputs(tmp_path / "m.onnx"), ON_GPU)
-    assert (engine.facts["device"], engine.facts["execution_providers"]) == ("gpu", [CUDA, CPU])
-    outputs = engine.infer({"a": np.array([[3]], np.float32), "b": np.array([[1]], np.float32)})
-    assert {name: array.tolist() for name, array in outputs.items()} == {"sum": [[4]], "difference": [[2]]}
-    engine.close()

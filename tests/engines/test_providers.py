@@ -1,22 +1,26 @@
-"""Choosing the device, and saying why a GPU was not to be had."""
+"""Choosing the device, its execution providers and their options."""
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from collections.abc import Mapping
 
+import pytest
+
+from byoc_server.engines.base import GpuOptions
 from byoc_server.engines.providers import (
     CPU,
     CUDA,
+    TENSORRT,
     Device,
+    EngineBuild,
+    Provider,
+    check_gpu_options,
     choose_device,
-    explain_gpu_failure,
-    is_gpu_failure,
-    is_out_of_memory,
-    provider_options,
+    cuda_options,
+    gpu_providers,
+    tensorrt_options,
 )
-from byoc_server.errors import GpuUnavailable
+from byoc_server.errors import GpuUnavailable, SettingsError
 
 WITH_CUDA = ["TensorrtExecutionProvider", CUDA, CPU]
 CPU_ONLY = ["AzureExecutionProvider", CPU]
@@ -54,157 +58,80 @@ def test_a_gpu_demanded_of_onnx_runtime_for_the_cpu_is_an_error(gpu_usable: bool
         choose_device("gpu", gpu_usable, CPU_ONLY)
 
 
-def test_the_cpu_comes_alone_and_second_to_cuda() -> None:
-    assert provider_options(Device.CPU) == [CPU]
-    first, second = provider_options(Device.GPU)
-    assert isinstance(first, tuple)
-    name, options = first
-    assert (name, second) == (CUDA, CPU)
-    assert all(isinstance(value, str) for value in options.values())  # ONNX Runtime takes nothing else
+def test_tensorrt_demanded_of_onnx_runtime_without_it_is_an_error() -> None:
+    assert choose_device("gpu", True, WITH_CUDA, "tensorrt").device is Device.GPU
+    with pytest.raises(GpuUnavailable, match=r"built without it; .*--execution-provider cuda does without"):
+        choose_device("gpu", True, [CUDA, CPU], "tensorrt")
+    assert choose_device("cpu", True, [CUDA, CPU], "tensorrt").device is Device.CPU
 
 
-def cuda_call(number: int, words: str, library: str = "CUDA") -> str:
-    """An error as ONNX Runtime 1.31 words it when a call into CUDA fails."""
-    return (
-        "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void, "
-        "onnxruntime::common::Status> onnxruntime::CudaCall(ERRTYPE, const char*, int) [with ERRTYPE = cudaError; bool "
-        f"THRW = true] {library} failure {number}: {words} ; GPU=-1 ; hostname=ip-10-0-0-1 ; "
-        "file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=355 ; "
-        "expr=cudaSetDevice(info_.device_id); \n\n"
-    )
+def names_of(providers: list[Provider]) -> list[str]:
+    return [provider if isinstance(provider, str) else provider[0] for provider in providers]
+
+
+@pytest.mark.parametrize(("execution_provider", "names"), [("cuda", [CUDA, CPU]), ("tensorrt", [TENSORRT, CUDA, CPU])])
+def test_what_was_asked_for_comes_first_and_the_cpu_last(execution_provider: str, names: list[str]) -> None:
+    providers = gpu_providers(GpuOptions(execution_provider))
+    assert names_of(providers) == names
+    for provider in providers:
+        assert isinstance(provider, str) or all(isinstance(value, str) for value in provider[1].values())
 
 
 @pytest.mark.parametrize(
-    ("number", "words", "advice"),
+    ("gpu", "expected"),
     [
-        (2, "out of memory", "fewer --workers or a larger GPU"),
-        (34, "CUDA driver is a stub library", "out of LD_LIBRARY_PATH"),
-        (35, "CUDA driver version is insufficient for CUDA runtime version", "InferenceAmiVersion"),
-        (36, "API call is not supported in the installed CUDA driver", "InferenceAmiVersion"),
-        (100, "no CUDA-capable device is detected", "--gpus all"),
-        (222, "the provided PTX was compiled with an unsupported toolchain.", "cuda-compat"),
-        (802, "system not yet initialized", "restart the container"),
-        (803, "system has unsupported display driver / cuda driver combination", "--cuda-compat off"),
-        (804, "forward compatibility was attempted on non supported HW", "this kind of GPU"),
+        (GpuOptions(), {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}),
+        (GpuOptions(arena="next_power_of_two"), {"arena_extend_strategy": "kNextPowerOfTwo"}),
+        (GpuOptions(cudnn_search="exhaustive"), {"cudnn_conv_algo_search": "EXHAUSTIVE"}),
+        (GpuOptions(cudnn_search="default"), {"cudnn_conv_algo_search": "DEFAULT"}),
+        (GpuOptions(memory_limit_bytes=3 * 2**30), {"gpu_mem_limit": "3221225472"}),
+        (GpuOptions(cuda_graphs=True), {"enable_cuda_graph": "1"}),
     ],
 )
-def test_an_error_of_cuda_comes_with_what_to_do(number: int, words: str, advice: str) -> None:
-    reported = cuda_call(number, words)
-    assert is_gpu_failure(reported)
-    line = explain_gpu_failure(reported)
-    assert f"CUDA failure {number} ({words}): " in line
-    assert advice in line
-    assert_presentable(line)
+def test_settings_become_options_of_cuda(gpu: GpuOptions, expected: Mapping[str, str]) -> None:
+    options = cuda_options(gpu)
+    assert options["device_id"] == "0"
+    assert options.items() >= expected.items()
+
+
+def test_what_is_not_set_is_left_to_the_provider() -> None:
+    assert set(cuda_options(GpuOptions())) == {"device_id", "arena_extend_strategy", "cudnn_conv_algo_search"}
+    assert tensorrt_options(GpuOptions("tensorrt"), EngineBuild()) == {"device_id": "0"}
 
 
 @pytest.mark.parametrize(
-    ("reported", "name"),
+    ("gpu", "build", "expected"),
     [
-        (cuda_call(999, "unknown error"), "CUDA failure 999 (unknown error);"),
-        (cuda_call(35, "CUDNN_STATUS", "CUDNN"), "CUDNN failure 35 (CUDNN_STATUS);"),  # the same number, another list
-        (cuda_call(8, "no plan", "CUDNN_FE"), "CUDNN_FE failure 8 (no plan);"),
-        (cuda_call(3, "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS"), "CUBLAS failure 3 (CUBLAS_STATUS_ALLOC_FAILED);"),
-    ],
-)
-def test_an_error_nobody_foresaw_is_named(reported: str, name: str) -> None:
-    assert is_gpu_failure(reported)
-    line = explain_gpu_failure(reported)
-    assert name in line
-    assert "driver" not in line
-    assert_presentable(line)
-
-
-@pytest.mark.parametrize(
-    ("reported", "library", "advice"),
-    [
-        ("libcuda.so.1: cannot open shared object file: No such file or directory", "libcuda.so.1", "--gpus all"),
-        ("libcublasLt.so.13: cannot open shared object file: No such file or directory", "libcublasLt.so.13", "[cuda,"),
-        ("libcudart.so.13: cannot open shared object file: No such file or directory", "libcudart.so.13", "[cuda,"),
-        ("libcudnn.so.9: cannot open shared object file: No such file or directory", "libcudnn.so.9", "cudnn]"),
+        (GpuOptions(tensorrt_precision="fp16"), EngineBuild(), {"trt_fp16_enable": "1"}),
+        (GpuOptions(tensorrt_precision="int8"), EngineBuild(), {"trt_int8_enable": "1"}),
+        (GpuOptions(memory_limit_bytes=2**30), EngineBuild(), {"trt_max_workspace_size": "1073741824"}),
         (
-            "/opt/x/capi/libonnxruntime_providers_cuda.so: cannot open shared object file: No such file or directory",
-            "libonnxruntime_providers_cuda.so",
-            "install onnxruntime-gpu in place of onnxruntime",
+            GpuOptions(),
+            EngineBuild("/cache/x"),
+            {
+                "trt_engine_cache_enable": "1",
+                "trt_engine_cache_path": "/cache/x",
+                "trt_timing_cache_enable": "1",
+                "trt_timing_cache_path": "/cache/x",
+            },
         ),
         (
-            "[ONNXRuntimeError] : 1 : FAIL : Failed to load library /opt/x/capi/libonnxruntime_providers_cuda.so with "
-            "error: libcuda.so.1: cannot open shared object file: No such file or directory",
-            "libcuda.so.1",
-            "--gpus all",
+            GpuOptions(),
+            EngineBuild(largest_batch={"image": (64, 3, 8, 8), "id": (64,)}),
+            {
+                "trt_profile_min_shapes": "image:1x3x8x8,id:1",
+                "trt_profile_opt_shapes": "image:64x3x8x8,id:64",
+                "trt_profile_max_shapes": "image:64x3x8x8,id:64",
+            },
         ),
     ],
 )
-def test_a_missing_library_comes_with_where_it_is_to_be_had(reported: str, library: str, advice: str) -> None:
-    assert is_gpu_failure(reported)
-    line = explain_gpu_failure(reported)
-    assert f" {library} is not in this container" in line
-    assert advice in line
-    assert_presentable(line)
+def test_settings_become_options_of_tensorrt(gpu: GpuOptions, build: EngineBuild, expected: Mapping[str, str]) -> None:
+    assert tensorrt_options(gpu, build) == {"device_id": "0", **expected}
 
 
-def test_a_driver_library_that_lacks_a_function_is_too_old() -> None:
-    reported = "/opt/x/libonnxruntime_providers_cuda.so: undefined symbol: cuTensorMapEncodeTiled"
-    assert is_gpu_failure(reported)
-    line = explain_gpu_failure(reported)
-    assert "no cuTensorMapEncodeTiled" in line
-    assert "too old" in line
-    assert_presentable(line)
-
-
-@pytest.mark.parametrize(
-    ("reported", "words"),
-    [
-        ("", "does not say why"),
-        (" \n", "does not say why"),
-        ("/opt/", "does not say why"),
-        ("/usr/lib/libcublas.so.13: file too short", "GPU: libcublas.so.13: file too short;"),
-        ("/opt/x/libp.so: undefined symbol: cublasLtMatmul", "libp.so: undefined symbol: cublasLtMatmul;"),
-        ("first line\nsecond line", "first line;"),
-    ],
-)
-def test_anything_else_is_its_first_line(reported: str, words: str) -> None:
-    assert not is_gpu_failure(reported)
-    line = explain_gpu_failure(reported)
-    assert words in line
-    assert "second line" not in line
-    assert_presentable(line)
-
-
-@pytest.mark.parametrize(
-    "reported",
-    [
-        "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from /tmp/broken.onnx failed:Protobuf parsing failed.",
-        "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Foo(1) node with name 'n'",
-        "Unexpected failure 3: the model asks for opset 99",
-    ],
-)
-def test_an_error_of_the_model_is_none_of_the_gpu(reported: str) -> None:
-    assert not is_gpu_failure(reported)
-
-
-@given(st.text() | st.text().map(lambda words: f"CUDA failure 1: {words}"))
-def test_whatever_is_reported_makes_one_line(reported: str) -> None:
-    line = explain_gpu_failure(reported)
-    assert line.splitlines() == [line]
-    assert line.endswith("; --device cpu does without a GPU")
-
-
-def assert_presentable(line: str) -> None:
-    """One line without a path or a host name, that says how to do without."""
-    assert line.startswith("the model cannot run on the GPU: ")
-    assert line.endswith("; --device cpu does without a GPU")
-    for word in ("\n", "hostname", "ip-10-0-0-1", "onnxruntime_src", "/opt", "/usr", " ;", ";;", ": ;"):
-        assert word not in line
-
-
-@pytest.mark.parametrize(
-    ("reported", "expected"),
-    [
-        ("x.cc:1 CUDA failure 2: out of memory ; GPU=0", True),
-        ("x.cc:1 CUDA failure 700: an illegal memory access was encountered ; GPU=0", False),
-        ("CUBLAS failure 2: not memory at all ; GPU=0", False),
-        ("something else", False),
-    ],
-)
-def test_out_of_memory_is_told_from_what_lasts(reported: str, expected: bool) -> None:
-    assert is_out_of_memory(reported) is expected
+def test_graphs_are_refused_where_they_would_answer_wrongly() -> None:
+    check_gpu_options(GpuOptions("cuda", cuda_graphs=True))
+    check_gpu_options(GpuOptions("tensorrt"))
+    with pytest.raises(SettingsError, match="cuda_graphs needs execution_provider=cuda"):
+        check_gpu_options(GpuOptions("tensorrt", cuda_graphs=True))
