@@ -136,3 +136,58 @@ def rounds_per_second() -> float:
             session.run(["y"], {"x": np.array([[rounds]], np.float32)})
             fastest_s = min(fastest_s, time.perf_counter() - start_s)
         return rounds / fastest_s
+
+
+def encoder(path: Path, kind: int = TensorProto.FLOAT, *, masked: bool = True, token_types: bool = False) -> Path:
+    """One attention of two heads over ``input_ids`` and ``attention_mask``, int64 (N, L); ids are below 100.
+
+    Outputs: ``hidden`` (N, L, 8), ``pooled`` (N, 8) and ``attention`` (N, 2, L, L).
+
+    Args:
+        path: where to write it.
+        kind: of the numbers inside, and of the outputs.
+        masked: whether positions whose mask is 0 change nothing for the others.
+        token_types: whether there is an input ``token_type_ids``, of one type.
+    """
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    constants = {
+        "table": np.random.default_rng(0).standard_normal((100, 8)).astype(dtype),
+        "types": np.ones((1, 8), dtype),
+        "one": np.ones((), dtype),
+        "penalty": np.array(-1e4 if masked else 0, dtype),
+        "heads": np.array([0, 0, 2, 4]),
+        "width": np.array([0, 0, 8]),
+        "middle": np.array([1, 2]),
+        "last": np.array([2]),
+        "positions": np.array([1]),
+    }
+    initializers = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+        helper.make_node("Gather", ["types", "token_type_ids"], ["typed"]),
+        helper.make_node("Add", ["words", "typed"] if token_types else ["words", "one"], ["embedded"]),
+        helper.make_node("Reshape", ["embedded", "heads"], ["in_heads"]),
+        helper.make_node("Transpose", ["in_heads"], ["queries"], perm=(0, 2, 1, 3)),
+        helper.make_node("Transpose", ["in_heads"], ["keys"], perm=(0, 2, 3, 1)),
+        helper.make_node("MatMul", ["queries", "keys"], ["scores"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=kind),
+        helper.make_node("Sub", ["one", "mask"], ["absent"]),
+        helper.make_node("Mul", ["absent", "penalty"], ["penalties"]),
+        helper.make_node("Unsqueeze", ["penalties", "middle"], ["wide_penalties"]),
+        helper.make_node("Add", ["scores", "wide_penalties"], ["masked_scores"]),
+        helper.make_node("Softmax", ["masked_scores"], ["attention"], axis=-1),
+        helper.make_node("MatMul", ["attention", "queries"], ["mixed"]),
+        helper.make_node("Transpose", ["mixed"], ["turned"], perm=(0, 2, 1, 3)),
+        helper.make_node("Reshape", ["turned", "width"], ["hidden"]),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["tall_mask"]),
+        helper.make_node("Mul", ["hidden", "tall_mask"], ["present"]),
+        helper.make_node("ReduceSum", ["present", "positions"], ["total"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask", "positions"], ["count"], keepdims=1),
+        helper.make_node("Div", ["total", "count"], ["pooled"]),
+    ]
+    names = ["input_ids", "attention_mask", "token_type_ids"] if token_types else ["input_ids", "attention_mask"]
+    if not token_types:
+        del nodes[1]
+    inputs = [value(name, TensorProto.INT64, ("N", "L")) for name in names]
+    shapes: dict[str, Shape] = {"hidden": ("N", "L", 8), "pooled": ("N", 8), "attention": ("N", 2, "L", "L")}
+    return save(path, nodes, inputs, [value(name, kind, shape) for name, shape in shapes.items()], initializers)

@@ -1,22 +1,105 @@
-"""Stack the tensors of several requests along axis 0, run, and split the outputs again. Pure."""
+"""Several requests into the tensors of one batch, and its outputs back into theirs. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
 
 import numpy as np
 
+from byoc_server.batching.adjacent import WORTHWHILE_BYTES, joined
 from byoc_server.errors import InferenceFailed
-from byoc_server.types import Tensors
+from byoc_server.types import Array, Signature, Tensors
 
 Infer = Callable[[Tensors], Tensors]
 
 
+class Collation(Protocol):
+    """Which requests may share a batch of one model, and how they become one and come apart again."""
+
+    def key(self, tensors: Tensors) -> Hashable:
+        """Requests with equal keys may share a batch."""
+        ...
+
+    def length(self, tensors: Tensors) -> int:
+        """Positions of one record, at least 1: 1 for fixed shapes. In a batch the longest counts for all records."""
+        ...
+
+    def stack(self, parts: Sequence[Tensors]) -> Tensors:
+        """The tensors of one batch; all parts have the same key."""
+        ...
+
+    def split(self, outputs: Tensors, parts: Sequence[Tensors], counts: Sequence[int]) -> list[Tensors]:
+        """Give every part its own rows of the outputs.
+
+        Args:
+            outputs: of the model, for ``stack(parts)``.
+            parts: as they were stacked.
+            counts: rows of each part.
+
+        Raises:
+            InferenceFailed: an output does not have the rows that went in.
+        """
+        ...
+
+
+class RowCollation:
+    """Records of one shape share a batch. See ``Collation``.
+
+    The length of a record is the product of its open axes, of the input where that is most: what a record costs grows
+    about so.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self._batched = signature.batched
+        self._fixed = signature.record_shape_is_fixed
+        before_record = 1 if signature.batched else 0
+        self._open_axes = {
+            name: [before_record + axis for axis, length in enumerate(shape) if length is None]
+            for name, shape in signature.record_shapes.items()
+        }
+
+    def key(self, tensors: Tensors) -> Hashable:
+        """The shapes of a record."""
+        return None if self._fixed else tuple([array.shape[1:] for array in tensors.values()])
+
+    def length(self, tensors: Tensors) -> int:
+        """See ``Collation.length``."""
+        if self._fixed:
+            return 1
+        most = 1
+        for name, axes in self._open_axes.items():
+            shape = tensors[name].shape
+            most = max(most, math.prod([shape[axis] for axis in axes]))
+        return most
+
+    def stack(self, parts: Sequence[Tensors]) -> Tensors:
+        """Concatenate along axis 0."""
+        return stack(parts)
+
+    def split(self, outputs: Tensors, parts: Sequence[Tensors], counts: Sequence[int]) -> list[Tensors]:
+        """Cut along axis 0; a model without a batch axis runs one request at a time."""
+        return split(outputs, counts) if self._batched else [outputs]
+
+
 def stack(parts: Sequence[Tensors]) -> Tensors:
-    """Concatenate along axis 0. All parts have the same names, dtypes and record shapes. One part is passed through."""
+    """Concatenate along axis 0. All parts have the same names, dtypes and record shapes.
+
+    What is one array already is not copied.
+    """
     if len(parts) == 1:
         return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: _stacked([part[name] for part in parts]) for name in parts[0]}
+
+
+def _stacked(arrays: Sequence[Array]) -> Array:
+    if arrays[0].nbytes >= WORTHWHILE_BYTES:
+        whole = joined(arrays)
+        if whole is not None:
+            return whole
+    return np.concatenate(arrays)
 
 
 def split(tensors: Tensors, counts: Sequence[int]) -> list[Tensors]:
@@ -25,10 +108,7 @@ def split(tensors: Tensors, counts: Sequence[int]) -> list[Tensors]:
     Raises:
         InferenceFailed: an array does not have the rows that went in, so nobody can tell whose they are.
     """
-    total = sum(counts)
-    for name, array in tensors.items():
-        if array.ndim == 0 or len(array) != total:
-            raise InferenceFailed(f"output {name!r} has {array.shape[:1] or 'no'} rows for {total} records")
+    check_rows(tensors, sum(counts))
     if len(counts) == 1:
         return [tensors]
     parts, start = [], 0
@@ -39,25 +119,43 @@ def split(tensors: Tensors, counts: Sequence[int]) -> list[Tensors]:
     return parts
 
 
+def check_rows(outputs: Tensors, rows: int) -> None:
+    """Make sure that every output has one row for each record.
+
+    Raises:
+        InferenceFailed: one has not, so nobody can tell whose its rows are.
+    """
+    for name, array in outputs.items():
+        if array.ndim == 0 or len(array) != rows:
+            raise InferenceFailed(f"output {name!r} has {array.shape[:1] or 'no'} rows for {rows} records")
+
+
 def slice_rows(tensors: Tensors, size: int) -> list[Tensors]:
     """Cut into parts of ``size`` rows, the last one shorter."""
     rows = len(next(iter(tensors.values())))
     return [{name: array[i : i + size] for name, array in tensors.items()} for i in range(0, rows, size)]
 
 
-def infer_in_fixed_batches(infer: Infer, tensors: Tensors, size: int) -> Tensors:
-    """Run a model whose batch axis has one fixed length.
+def infer_in_rungs(infer: Infer, tensors: Tensors, rungs: Sequence[int]) -> Tensors:
+    """Run a model that takes, or wants, few different batch sizes.
 
-    Records run ``size`` at a time; the last chunk is filled up with copies of its first record (always a valid input,
-    which zeros need not be), whose outputs are dropped.
+    Records run in chunks of the largest rung, the rest at the smallest rung that holds it. What is missing there is
+    filled up with copies of the first record of the chunk (always a valid input, which zeros need not be), whose
+    outputs are dropped.
+
+    Args:
+        infer: the engine's.
+        tensors: N rows each, N at least 1.
+        rungs: batch sizes, ascending.
 
     Raises:
-        InferenceFailed: an output does not have ``size`` rows.
+        InferenceFailed: an output does not have the rows that went in.
     """
     outputs = []
-    for chunk in slice_rows(tensors, size):
+    for chunk in slice_rows(tensors, rungs[-1]):
         rows = len(next(iter(chunk.values())))
-        if rows < size:
-            chunk = {name: np.concatenate([a, np.repeat(a[:1], size - rows, axis=0)]) for name, a in chunk.items()}
-        outputs.append(split(infer(chunk), [rows, size - rows] if rows < size else [size])[0])
+        missing = rungs[bisect_left(rungs, rows)] - rows
+        if missing:
+            chunk = {name: np.concatenate([a, np.repeat(a[:1], missing, axis=0)]) for name, a in chunk.items()}
+        outputs.append(split(infer(chunk), [rows, missing] if missing else [rows])[0])
     return stack(outputs)

@@ -4,11 +4,13 @@ The rules:
 
 1. *Admission.* An entry is refused when the queue is full (rows or bytes), or when by the cost model what waits
    before it would not be done by its deadline. An idle model refuses nothing: an estimate alone never starves.
-2. *Order.* First come, first served. A batch is the oldest entry and those behind it that can share a batch with it
-   (same key, i.e. the same record shapes), up to ``max_batch_size`` rows. Others keep their place.
+2. *Order.* Urgent entries first, each level first come, first served. So that the others do not starve, every fourth
+   batch begins with the oldest entry of all. A batch is its first entry and those behind it that can share a batch
+   with it (same key), up to so many rows and so much work. Others keep their place.
 3. *Leaving.* An entry that was cancelled or is past its deadline leaves the queue without running.
 
-An entry never has more rows than ``max_batch_size``: the batcher cuts larger requests into parts.
+The work of a batch is its rows times its longest record. The batcher cuts requests larger than a batch into parts; what
+is beyond the bounds all the same, such as one very long record, runs alone.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import islice
 
+from byoc_server.batching.cost import CostModel
 from byoc_server.errors import ByocError, Overloaded
 from byoc_server.types import Tensors
 
@@ -25,7 +28,11 @@ Reply = Callable[[Tensors | ByocError], None]
 """Takes the outputs of one request, or why there are none."""
 
 _LOOKAHEAD = 256
-"""How many entries are looked at for one batch, so that forming it stays cheap in a long queue."""
+"""How many entries of a level are looked at for one batch, so that forming it stays cheap in a long queue."""
+_OLDEST_FIRST_EVERY = 4
+_HEADROOM = 1.25
+"""A wait may turn out longer by a quarter. Without that, all that is accepted while there is too much would be
+accepted at the very limit, and half of it expire."""
 
 
 class Entry:
@@ -34,24 +41,54 @@ class Entry:
     Attributes:
         tensors: inputs, N rows each.
         rows: N.
+        length: positions of each record.
+        work: rows times length.
         nbytes: size of the tensors.
         key: entries with equal keys can share a batch.
-        deadline_s: when its time is over, in seconds of the monotonic clock.
+        arrived_s: when it came, in seconds of the monotonic clock.
+        deadline_s: when its time is over, likewise.
         reply: called once with the outcome, unless the entry is cancelled before.
+        urgent: it goes before those that are not.
         done: answered or cancelled.
     """
 
-    __slots__ = ("deadline_s", "done", "key", "nbytes", "reply", "rows", "tensors", "waiting")
+    __slots__ = (
+        "arrived_s",
+        "deadline_s",
+        "done",
+        "key",
+        "length",
+        "nbytes",
+        "reply",
+        "rows",
+        "tensors",
+        "urgent",
+        "waiting",
+        "work",
+    )
 
     def __init__(
-        self, tensors: Tensors, rows: int, nbytes: int, key: Hashable, deadline_s: float, reply: Reply
+        self,
+        tensors: Tensors,
+        rows: int,
+        length: int,
+        nbytes: int,
+        key: Hashable,
+        arrived_s: float,
+        deadline_s: float,
+        reply: Reply,
+        urgent: bool = False,
     ) -> None:
         self.tensors = tensors
         self.rows = rows
+        self.length = length
+        self.work = rows * length
         self.nbytes = nbytes
         self.key = key
+        self.arrived_s = arrived_s
         self.deadline_s = deadline_s
         self.reply = reply
+        self.urgent = urgent
         self.done = False
         self.waiting = False
 
@@ -63,29 +100,80 @@ class QueueLimits:
     Attributes:
         max_rows: rows that wait.
         max_bytes: bytes of tensors that wait.
-        max_batch_size: rows of one batch.
     """
 
     max_rows: int
     max_bytes: int
-    max_batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchBounds:
+    """How large a batch may be.
+
+    Attributes:
+        max_rows: of a batch.
+        max_work: rows times the longest record of a batch; ``None`` = as large as the cost model finds useful.
+    """
+
+    max_rows: int
+    max_work: int | None
 
 
 class BatchQueue:
-    """The waiting entries of one model."""
+    """The waiting entries of one model.
 
-    def __init__(self, limits: QueueLimits, rows_per_s: float | None) -> None:
-        self.limits = limits
-        self.rows = 0
-        self.nbytes = 0
-        self._rows_per_s = rows_per_s
-        self._entries: deque[Entry] = deque()
+    Args:
+        limits: of what waits.
+        bounds: of a batch.
+        cost: of a batch.
+
+    Attributes:
+        rows: that wait.
+        work: that waits, each entry by itself.
+        nbytes: of tensors that wait.
+        max_rows: of a batch.
+        max_work: of a batch.
+    """
+
+    def __init__(self, limits: QueueLimits, bounds: BatchBounds, cost: CostModel) -> None:
+        self.rows = self.work = self.nbytes = 0
+        self.max_rows = bounds.max_rows
+        self._limits = limits
+        self._bounds = bounds
+        self._cost = cost
+        self._urgent: deque[Entry] = deque()
+        self._normal: deque[Entry] = deque()
+        self._urgent_work = 0
+        self._contested = 0
+        self.follow_cost()
 
     def __bool__(self) -> bool:
         """Whether anything is left to look at."""
-        return bool(self._entries)
+        return bool(self._normal or self._urgent)
 
-    def admit(self, rows: int, nbytes: int, deadline_s: float, now_s: float, running_rows: int) -> None:
+    @property
+    def full(self) -> bool:
+        """Whether as much waits as a batch may hold."""
+        return self.work >= self.max_work or self.rows >= self.max_rows
+
+    def follow_cost(self) -> None:
+        """Fit the bounds of a batch to what the cost model knows by now."""
+        self.max_work = self._bounds.max_work or self._cost.best_work
+
+    def most_rows(self, length: int) -> int:
+        """Rows of the largest batch of records of this length."""
+        return max(1, min(self.max_rows, self.max_work // length))
+
+    def admit(
+        self,
+        rows: int,
+        nbytes: int,
+        deadline_s: float,
+        now_s: float,
+        running_work: int = 0,
+        contention: float = 1.0,
+        urgent: bool = False,
+    ) -> None:
         """Check that so much more may join the queue.
 
         Args:
@@ -93,28 +181,39 @@ class BatchQueue:
             nbytes: of the request as a whole.
             deadline_s: when its time is over.
             now_s: the clock.
-            running_rows: rows of the batch that runs at present, and of the one that stands ready behind it.
+            running_work: of the batches that run at present, and of those that stand ready behind them.
+            contention: how many models that have work share how many lanes of the device.
+            urgent: it will go before those that are not.
 
         Raises:
             Overloaded: the queue is full, or the deadline would be missed.
         """
-        ahead = self.rows + running_rows
-        if ahead == 0:
+        if self.work + running_work == 0:
             return
-        wait_s = ahead / self._rows_per_s if self._rows_per_s else 0.0
-        if self.rows + rows > self.limits.max_rows or self.nbytes + nbytes > self.limits.max_bytes:
+        if self.rows + rows > self._limits.max_rows or self.nbytes + nbytes > self._limits.max_bytes:
+            wait_s = self._cost.wait_s(self.work + running_work, self.max_work) * contention
             raise Overloaded(f"the queue is full: {self.rows} records are waiting", retry_after_s=wait_s)
-        if now_s + wait_s > deadline_s:
+        waiting = self._urgent_work * _OLDEST_FIRST_EVERY // (_OLDEST_FIRST_EVERY - 1) if urgent else self.work
+        ahead = waiting + running_work
+        if self._cost.wait_at_most_s(ahead) * contention * _HEADROOM <= deadline_s - now_s:
+            return
+        wait_s = self._cost.wait_s(ahead, self.max_work) * contention
+        if now_s + wait_s * _HEADROOM > deadline_s:
             raise Overloaded(
-                f"{ahead} records are waiting, about {wait_s:.1f} s; this request would not be done in time",
-                retry_after_s=now_s + wait_s - deadline_s,
+                f"what runs and waits takes about {wait_s:.1f} s; this request would not be done in time",
+                retry_after_s=now_s + wait_s * _HEADROOM - deadline_s,
             )
 
     def push(self, entry: Entry) -> None:
         """Append an entry that was admitted."""
-        self._entries.append(entry)
+        if entry.urgent:
+            self._urgent.append(entry)
+            self._urgent_work += entry.work
+        else:
+            self._normal.append(entry)
         entry.waiting = True
         self.rows += entry.rows
+        self.work += entry.work
         self.nbytes += entry.nbytes
 
     def cancel(self, entry: Entry) -> None:
@@ -124,51 +223,83 @@ class BatchQueue:
             self._leave(entry)
             entry.tensors = {}  # its place in the queue stays until it is passed, its memory does not
 
-    def next_batch(self, now_s: float) -> tuple[list[Entry], list[Entry]]:
+    def next_batch(self, now_s: float) -> tuple[list[Entry], int, list[Entry]]:
         """Take the next batch out of the queue.
 
         Returns:
-            The batch (empty when nothing can run), and the entries found past their deadline.
+            The batch (empty when nothing can run), its work, and the entries found past their deadline.
         """
-        entries = self._entries
         batch: list[Entry] = []
         expired: list[Entry] = []
-        skipped: list[Entry] = []
-        room = self.limits.max_batch_size
-        for _ in range(min(len(entries), _LOOKAHEAD)):
-            entry = entries.popleft()
-            if entry.done:
-                continue
-            if entry.deadline_s <= now_s:
-                expired.append(entry)
-            elif not batch or (entry.key == batch[0].key and entry.rows <= room):
+        rows = longest = 0
+        max_rows, max_work = self.max_rows, self.max_work
+        for entries in self._levels():
+            skipped: list[Entry] = []
+            for _ in range(min(len(entries), _LOOKAHEAD)):
+                entry = entries.popleft()
+                if entry.done:
+                    continue
+                if entry.deadline_s <= now_s:
+                    expired.append(entry)
+                    self._leave(entry)
+                    continue
+                all_rows = rows + entry.rows
+                length = entry.length if entry.length > longest else longest
+                if batch and (entry.key != batch[0].key or all_rows > max_rows or all_rows * length > max_work):
+                    skipped.append(entry)
+                    continue
                 batch.append(entry)
-                room -= entry.rows
-            else:
-                skipped.append(entry)
-                continue
-            self._leave(entry)
-            if room == 0:
+                self._leave(entry)
+                rows, longest = all_rows, length
+                if rows >= max_rows or rows * longest >= max_work:
+                    break
+            entries.extendleft(reversed(skipped))
+            if rows >= max_rows or rows * longest >= max_work:
                 break
-        entries.extendleft(reversed(skipped))
-        return batch, expired
+        return batch, rows * longest, expired
 
     def expire(self, now_s: float) -> list[Entry]:
-        """Take out the entries at the front that are past their deadline."""
-        expired = []
-        entries = self._entries
-        while entries and (entries[0].done or entries[0].deadline_s <= now_s):
-            entry = entries.popleft()
-            if not entry.done:
-                expired.append(entry)
-                self._leave(entry)
+        """Take out the entries that are past their deadline, as far as the next batches would look."""
+        expired: list[Entry] = []
+        for entries in (self._urgent, self._normal):
+            stay: list[Entry] = []
+            for _ in range(min(len(entries), _LOOKAHEAD)):
+                entry = entries.popleft()
+                if entry.done:
+                    continue
+                if entry.deadline_s <= now_s:
+                    expired.append(entry)
+                    self._leave(entry)
+                else:
+                    stay.append(entry)
+            entries.extendleft(reversed(stay))
         return expired
 
     def next_deadline_s(self) -> float | None:
-        """The earliest deadline near the front; ``None`` when nothing waits."""
-        return min((e.deadline_s for e in islice(self._entries, _LOOKAHEAD) if not e.done), default=None)
+        """The earliest deadline, as far as the next batches would look; ``None`` when nothing waits."""
+        ahead = (entry for entries in (self._urgent, self._normal) for entry in islice(entries, _LOOKAHEAD))
+        return min((entry.deadline_s for entry in ahead if not entry.done), default=None)
+
+    def oldest_s(self) -> float | None:
+        """When the oldest entry arrived; ``None`` when nothing waits."""
+        for entries in (self._urgent, self._normal):
+            while entries and entries[0].done:
+                entries.popleft()
+        return min((entries[0].arrived_s for entries in (self._urgent, self._normal) if entries), default=None)
+
+    def _levels(self) -> tuple[deque[Entry], ...]:
+        """The two levels in the order in which the next batch is filled from them."""
+        if not self._urgent or not self._normal:
+            return (self._urgent or self._normal,)
+        self._contested += 1
+        if self._contested % _OLDEST_FIRST_EVERY == 0 and self._normal[0].arrived_s < self._urgent[0].arrived_s:
+            return self._normal, self._urgent
+        return self._urgent, self._normal
 
     def _leave(self, entry: Entry) -> None:
         entry.waiting = False
         self.rows -= entry.rows
+        self.work -= entry.work
         self.nbytes -= entry.nbytes
+        if entry.urgent:
+            self._urgent_work -= entry.work

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from byoc_server.batching.batcher import Batcher, Cancel
 from byoc_server.batching.collate import Infer
+from byoc_server.batching.cost import CostModel
+from byoc_server.batching.device import DeviceScheduler
 from byoc_server.batching.policy import QueueLimits, Reply
+from byoc_server.batching.worker_thread import WorkerThread
 from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.errors import GpuUnavailable, ModelLoadError, StartupError
 from byoc_server.models.adapter import Adapter
@@ -30,6 +32,7 @@ class LocalClient:
         on_failure: told on the event loop when loading fails, except for want of a GPU: that is said in the log and in
             every answer.
         on_ready: told on the event loop when the model is ready.
+        max_queue_delay_s: how long a request may wait for others although the model is idle.
     """
 
     def __init__(
@@ -39,16 +42,18 @@ class LocalClient:
         max_queue_bytes: int,
         on_failure: Callable[[StartupError], None],
         on_ready: Callable[[], None] = lambda: None,
+        *,
+        max_queue_delay_s: float = 0.0,
     ) -> None:
         self._load = load
-        self._max_queue_rows = max_queue_rows
-        self._max_queue_bytes = max_queue_bytes
+        self._limits = QueueLimits(max_queue_rows, max_queue_bytes)
+        self._max_queue_delay_s = max_queue_delay_s
         self._on_failure = on_failure
         self._on_ready = on_ready
         self._status = ModelStatus(ModelState.LOADING, "the model is loading")
         self._model: Model | None = None
         self._batcher: Batcher | None = None
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._workers: list[WorkerThread] = []
         self._settled = asyncio.Event()
 
     @property
@@ -63,11 +68,23 @@ class LocalClient:
             raise self._status.refusal()
         return self._model.adapter
 
+    @property
+    def load_s(self) -> float:
+        """Seconds it took to load the model. Raises ``Unavailable``."""
+        if self._model is None:
+            raise self._status.refusal()
+        return self._model.load_s
+
+    @property
+    def running_s(self) -> float:
+        """How long the oldest batch has been running, in seconds; 0 when none runs."""
+        return 0.0 if self._batcher is None else self._batcher.running_s
+
     def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Cancel:
         """Run one request. See ``InferenceClient.infer``."""
         if self._batcher is None:
             raise self._status.refusal()
-        return self._batcher.submit(tensors, rows, reply, deadline_s)
+        return self._batcher.submit(tensors, rows, reply, deadline_s, urgent=urgent)
 
     def start(self) -> None:
         """Begin to load, on a daemon thread: a load that hangs must not keep the process from ending."""
@@ -79,16 +96,17 @@ class LocalClient:
         await self._settled.wait()
 
     def close(self) -> bool:
-        """End the worker thread and free the model.
+        """End the worker threads and free the model.
 
         Returns:
             False if an inference or a load still runs; it cannot be stopped, and whoever ends the process must not
             wait for it.
         """
         idle = self._settled.is_set() and (self._batcher is None or self._batcher.idle)
-        self._executor.shutdown(wait=idle, cancel_futures=True)
+        for worker in self._workers:
+            worker.close(wait=idle)
         if idle and self._model is not None:
-            self._model.engine.close()
+            self._model.close()
         return idle
 
     def _load_and_tell(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -116,9 +134,15 @@ class LocalClient:
             self._on_failure(outcome)
             return
         self._model = outcome
-        limits = QueueLimits(self._max_queue_rows, self._max_queue_bytes, outcome.max_batch_size)
+        self._workers = [WorkerThread(f"inference_{number}") for number in range(len(outcome.infers))]
         self._batcher = Batcher(
-            self._watched(outcome.infer), outcome.signature, limits, outcome.profile, self._executor
+            [self._watched(infer) for infer in outcome.infers],
+            outcome.collation,
+            self._limits,
+            outcome.bounds,
+            CostModel(outcome.profile.work_rungs(outcome.record_length)),
+            DeviceScheduler(self._workers),
+            self._max_queue_delay_s,
         )
         self._status = ModelStatus(ModelState.READY)
         logger.info("ready", extra={"event": "ready", **outcome.facts})

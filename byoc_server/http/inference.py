@@ -50,6 +50,7 @@ from byoc_server.http.content_coding import (
 )
 from byoc_server.http.dialect import INVOCATIONS, Dialect, Head, text_of
 from byoc_server.http.negotiation import choose_decoder, choose_encoder
+from byoc_server.http.priority import is_urgent
 from byoc_server.http.responses import Header, Response
 from byoc_server.models.adapter import DEFAULT_MEDIA_TYPE, Adapt, Adapter, default_formats
 from byoc_server.telemetry.request_log import RequestLog
@@ -67,6 +68,7 @@ INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _VISIBLE_ASCII = re.compile(rb"[\x20-\x7e]{0,1024}\Z")
 """What the API allows in Custom-Attributes (InvokeEndpoint, API of 2017-05-13); nothing else is echoed."""
 _INFERENCE_ID_LENGTH = 64
+_LONGEST_MARGIN_S, _MARGIN = 1.0, 1 / 50
 _INLINE_TENSOR_BYTES = MIB
 """Larger tensors are not built on the event loop, however small the body that declares them."""
 _NEGOTIATED_HEADS = 256
@@ -132,7 +134,7 @@ class InferencePath:
         self._log = request_log
         self._dialect = dialect
         self._key = dialect.key
-        self._timeout_s = settings.request_timeout_s
+        self._time_to_infer_s = settings.request_timeout_s - answer_margin_s(settings.request_timeout_s)
         self._echo = settings.echo_custom_attributes
         self._max_tensor_bytes = settings.max_queue_mib * MIB
         self._negotiated: dict[tuple[bytes | None, bytes | None], _Negotiated] = {}
@@ -211,8 +213,11 @@ class InferencePath:
         signature = request.adapter.model_signature
         request.rows = signature.row_count(tensors)
         self._check_answer_size(request.rows, signature)
-        deadline_s = request.head.arrived_s + self._timeout_s
-        request.cancel = self._client.infer(tensors, request.rows, partial(self._on_outcome, request), deadline_s)
+        head = request.head
+        deadline_s = head.arrived_s + self._time_to_infer_s
+        urgent = head.custom_attributes is not None and is_urgent(head.custom_attributes)
+        reply = partial(self._on_outcome, request)
+        request.cancel = self._client.infer(tensors, request.rows, reply, deadline_s, urgent=urgent)
 
     def _check_answer_size(self, rows: int, signature: Signature) -> None:
         """Refuse what the model would answer with more than may be held; few bytes can declare many records."""
@@ -367,6 +372,17 @@ class InferencePath:
             enveloped_target.inline_bytes,
             self._dialect.entity_headers(name),
         )
+
+
+def answer_margin_s(timeout_s: float) -> float:
+    """What is left of a request's time for its answer, in seconds.
+
+    The platform counts from when it sent the request and to when it has the answer (60 s for real-time endpoints by
+    the contract: "Use Your Own Inference Code with Hosting Services", August 2026), the model's deadline from when the
+    head was here and to when the outputs are. An answer that misses the platform's time is an error to the client that
+    says nothing of the reason.
+    """
+    return min(_LONGEST_MARGIN_S, _MARGIN * timeout_s)
 
 
 class _IdSource:

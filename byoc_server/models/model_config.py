@@ -103,6 +103,7 @@ class ModelConfig:
         inputs: by the name in the graph.
         outputs: by the name in the graph.
         returned: outputs, as clients call them, in the order of the answer; empty = all.
+        pad: whether records of different lengths may share a batch, padded.
     """
 
     source: TomlSource
@@ -112,6 +113,7 @@ class ModelConfig:
     inputs: Mapping[str, InputConfig] = field(default_factory=dict)
     outputs: Mapping[str, OutputConfig] = field(default_factory=dict)
     returned: tuple[str, ...] = ()
+    pad: bool = True
 
 
 def read(path: Path) -> ModelConfig:
@@ -142,7 +144,7 @@ def parse_config(text: str, path: str) -> ModelConfig:
         raise ModelLoadError(f"{path} is not valid TOML: it is nested too deeply") from None
     except ValueError:  # of Python's own, where an integer has thousands of digits
         raise ModelLoadError(f"{path} holds an integer of more digits than Python reads") from None
-    top = _Table(TomlSource(path, text), (), content, ("name", "content_type", "accept", "inputs", "outputs"))
+    top = _Table(TomlSource(path, text), (), content, _KNOWN_AT_TOP)
     outputs = top.table("outputs")
     returned: tuple[str, ...] = ()
     if not isinstance(outputs.content.get("return", {}), dict):  # a table is that of an output called so
@@ -155,6 +157,7 @@ def parse_config(text: str, path: str) -> ModelConfig:
         inputs={name: _input(table) for name, table in top.table("inputs").tables()},
         outputs={name: _output(table) for name, table in outputs.tables(but="return" if returned else "")},
         returned=returned,
+        pad=top.table("batching", ("pad",)).take("pad", _boolean) is not False,
     )
 
 
@@ -209,6 +212,7 @@ class _Table:
         return [(name, self.table(name, _KNOWN[self.keys[0]])) for name in self.content if name != but]
 
 
+_KNOWN_AT_TOP = ("name", "content_type", "accept", "batching", "inputs", "outputs")
 _KNOWN: Mapping[str, Sequence[str]] = {
     "inputs": ("name", "dtype", "columns", "padding_value", "image"),
     "outputs": ("name", "softmax", "top_k", "labels"),

@@ -16,8 +16,8 @@ from functools import partial
 
 import numpy as np
 
-from byoc_server.batching.collate import Infer, infer_in_fixed_batches
-from byoc_server.batching.profile import LARGEST_RUNG, BatchProfile, climb
+from byoc_server.batching.collate import Infer, infer_in_rungs
+from byoc_server.batching.profile import LARGEST_RUNG, BatchProfile, DoesNotFit, descend, find_top
 from byoc_server.errors import GpuUnavailable
 from byoc_server.types import STRING, BatchAxis, Signature, Tensors
 
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _OPEN_AXIS_GUESSES = (16, 1, 8, 64, 224)
 """Lengths tried for axes the graph leaves open: token sequences, single columns, images."""
+_LONGEST_PROBE_S = 0.5
+"""A batch that would take longer than that is not tried: on slow hardware it gains nothing but latency."""
 _BUDGET_S = 5.0
 _RUNG_MIN_SECONDS, _RUNG_MIN_RUNS, _RUNG_MAX_RUNS = 0.05, 2, 20
 
@@ -47,7 +49,12 @@ class WarmUp:
 
 
 def warm_up(
-    infer: Infer, signature: Signature, max_batch_size: int, clock: Callable[[], float] = time.perf_counter
+    infer: Infer,
+    signature: Signature,
+    max_batch_size: int,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    fixed_shapes: bool = False,
 ) -> WarmUp:
     """Warm the model up.
 
@@ -56,6 +63,7 @@ def warm_up(
         signature: as declared by the graph.
         max_batch_size: no larger batch is measured; 0 = no bound of the user's.
         clock: seconds.
+        fixed_shapes: the engine wants few different batch sizes: ``infer`` then rounds up to one that was measured.
 
     Raises:
         GpuUnavailable: the engine cannot use its GPU.
@@ -66,25 +74,69 @@ def warm_up(
             "warm-up could not run the model on made-up inputs; it is served without a cost model",
             extra={"event": "warm_up"},
         )
-        return WarmUp(signature, _record_infer(infer, signature), BatchProfile())
+        return WarmUp(signature, record_infer(infer, signature), BatchProfile())
     example = partial(make_example, open_axis=open_axis)
     signature = verify_batch_axis(infer, signature, example)
-    run = _record_infer(infer, signature)
-    largest = {
-        BatchAxis.DYNAMIC: max_batch_size or LARGEST_RUNG,
-        BatchAxis.FIXED: signature.batch_size or 1,
-        BatchAxis.ABSENT: 1,
-    }[signature.batch_axis]
+    run = record_infer(infer, signature)
+    profile = _climb_down(run, partial(example, signature), signature, max_batch_size or LARGEST_RUNG, clock)
+    if fixed_shapes:
+        run = record_infer(infer, signature, profile)
+    return WarmUp(signature, run, profile, open_axis)
 
-    def measure(rows: int) -> float:
+
+def warm_copy(infer: Infer, warm: WarmUp, *, fixed_shapes: bool) -> Infer:
+    """Warm up another copy of the engine, of which everything is known by now.
+
+    Args:
+        infer: the copy's.
+        warm: what the first one's warm-up found out.
+        fixed_shapes: as there.
+
+    Returns:
+        What ``WarmUp.infer`` is for the first one.
+    """
+    run = record_infer(infer, warm.signature, warm.profile if fixed_shapes else None)
+    if warm.open_axis is not None:
+        for rows, _ in reversed(warm.profile.rungs):
+            run(make_example(warm.signature, rows, warm.open_axis))
+    return run
+
+
+def record_infer(infer: Infer, signature: Signature, profile: BatchProfile | None = None) -> Infer:
+    """An engine's ``infer`` as one that takes tensors with a record axis.
+
+    Args:
+        infer: the engine's.
+        signature: verified.
+        profile: has the batch sizes to keep to; ``None`` = any will do, as where it has none.
+    """
+    if signature.batch_axis is BatchAxis.FIXED:
+        return partial(infer_in_rungs, infer, rungs=(signature.batch_size or 1,))
+    if signature.batch_axis is BatchAxis.DYNAMIC and profile is not None and profile.rungs:
+        return partial(infer_in_rungs, infer, rungs=[rows for rows, _ in profile.rungs])
+    return infer
+
+
+def _climb_down(
+    run: Infer, example: Callable[[int], Tensors], signature: Signature, largest: int, clock: Callable[[], float]
+) -> BatchProfile:
+    """Measure the ladder of batch sizes, the largest first."""
+
+    def attempt(measure: Callable[[Infer, Tensors, Callable[[], float]], float], rows: int) -> float:
         try:
-            return _measure(run, example(signature, rows), clock)
+            return measure(run, example(rows), clock)
         except Exception as error:
-            text = "warm-up: a batch of %d fails, larger ones are not tried: %s"
-            logger.warning(text, rows, str(error).partition("\n")[0], extra={"event": "warm_up"})
-            raise
+            if rows == 1 or (isinstance(error, GpuUnavailable) and error.lasting):
+                raise
+            text = "warm-up: a batch of %d fails: %s"
+            logger.warning(text, rows, _first_line(error), extra={"event": "warm_up"})
+            raise DoesNotFit from error
 
-    return WarmUp(signature, run, climb(measure, largest, _BUDGET_S), open_axis)
+    if signature.batch_axis is not BatchAxis.DYNAMIC:
+        rows = signature.batch_size or 1
+        return BatchProfile(((rows, _measure(run, example(rows), clock)),))
+    top, too_large = find_top(partial(attempt, _time_one), largest, _LONGEST_PROBE_S)
+    return BatchProfile(descend(partial(attempt, _measure), top, _BUDGET_S), top if too_large else None)
 
 
 def make_example(signature: Signature, rows: int, open_axis: int) -> Tensors:
@@ -98,7 +150,7 @@ def make_example(signature: Signature, rows: int, open_axis: int) -> Tensors:
 
 
 def verify_batch_axis(infer: Infer, signature: Signature, example: Callable[[Signature, int], Tensors]) -> Signature:
-    """Check a declared open batch axis with batches of two and three records.
+    """Check a declared open batch axis with batches of four and two records, which are rungs of every ladder.
 
     Exported graphs often declare an open axis and hold a reshape to one record inside, or return one result for the
     whole batch. The first is served record by record, the second as a model without a batch axis.
@@ -106,13 +158,13 @@ def verify_batch_axis(infer: Infer, signature: Signature, example: Callable[[Sig
     if signature.batch_axis is not BatchAxis.DYNAMIC:
         return signature
     try:
-        follows = all(_rows_follow(infer(example(signature, rows)), rows) for rows in (2, 3))
+        follows = all(_rows_follow(infer(example(signature, rows)), rows) for rows in (4, 2))
     except Exception as error:
         if not _rows_follow(infer(example(signature, 1)), 1):
             return replace(signature, batch_axis=BatchAxis.ABSENT)
         logger.warning(
-            "the model declares an open batch axis but fails on two records; it runs one record at a time: %s",
-            str(error).partition("\n")[0],
+            "the model declares an open batch axis but fails on several records; it runs one record at a time: %s",
+            _first_line(error),
             extra={"event": "warm_up"},
         )
         return replace(signature, batch_axis=BatchAxis.FIXED, batch_size=1)
@@ -130,7 +182,7 @@ def _rows_follow(outputs: Tensors, rows: int) -> bool:
 
 def _find_open_axis(infer: Infer, signature: Signature) -> int | None:
     guesses = (1,) if signature.record_shape_is_fixed else _OPEN_AXIS_GUESSES
-    run = _record_infer(infer, signature)
+    run = record_infer(infer, signature)
     for guess in guesses:
         try:
             run(make_example(signature, 1, guess))
@@ -143,10 +195,11 @@ def _find_open_axis(infer: Infer, signature: Signature) -> int | None:
     return None
 
 
-def _record_infer(infer: Infer, signature: Signature) -> Infer:
-    if signature.batch_axis is BatchAxis.FIXED:
-        return lambda tensors: infer_in_fixed_batches(infer, tensors, signature.batch_size or 1)
-    return infer
+def _time_one(infer: Infer, tensors: Tensors, clock: Callable[[], float]) -> float:
+    """Seconds of one run."""
+    start_s = clock()
+    infer(tensors)
+    return clock() - start_s
 
 
 def _measure(infer: Infer, tensors: Tensors, clock: Callable[[], float]) -> float:
@@ -154,7 +207,9 @@ def _measure(infer: Infer, tensors: Tensors, clock: Callable[[], float]) -> floa
     infer(tensors)
     runs: list[float] = []
     while len(runs) < _RUNG_MIN_RUNS or (len(runs) < _RUNG_MAX_RUNS and sum(runs) < _RUNG_MIN_SECONDS):
-        start_s = clock()
-        infer(tensors)
-        runs.append(clock() - start_s)
+        runs.append(_time_one(infer, tensors, clock))
     return min(runs)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

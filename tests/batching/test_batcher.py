@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 import pytest
 
 from byoc_server.batching.batcher import Batcher
-from byoc_server.batching.collate import Infer
-from byoc_server.batching.policy import QueueLimits
-from byoc_server.batching.profile import BatchProfile
-from byoc_server.errors import ByocError, DeadlineExceeded, InferenceFailed, Overloaded
+from byoc_server.batching.collate import Infer, RowCollation
+from byoc_server.batching.cost import CostModel
+from byoc_server.batching.device import DeviceScheduler
+from byoc_server.batching.policy import BatchBounds, QueueLimits
+from byoc_server.batching.worker_thread import WorkerThread
+from byoc_server.errors import ByocError, DeadlineExceeded, GpuUnavailable, InferenceFailed, Overloaded
 from byoc_server.types import BatchAxis, Signature, Tensors, TensorSpec
 
-FAST = BatchProfile(((1, 1e-6), (8, 2e-6)))
-SLOW = BatchProfile(((1, 0.01), (8, 0.02)))
+FAST = ((1, 1e-6), (8, 2e-6))
+SLOW = ((1, 0.01), (8, 0.02))
+UNKNOWN = ()
+EIGHT_ROWS = BatchBounds(8, 8)
 FOREVER_S = 1e12
+
+Rungs = tuple[tuple[int, float], ...]
 
 
 def spec(*shape: int | None) -> Signature:
@@ -57,24 +61,33 @@ class Model:
 
 def run(
     scenario: Callable[[Batcher], Awaitable[None]],
-    infer: Infer,
-    profile: BatchProfile = FAST,
+    *infers: Infer,
+    rungs: Rungs = FAST,
     signature: Signature | None = None,
+    collation: RowCollation | None = None,
     limits: QueueLimits | None = None,
-    clock: Callable[[], float] | None = None,
+    bounds: BatchBounds = EIGHT_ROWS,
+    max_queue_delay_s: float = 0.0,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> None:
+    """Run a scenario with one lane for each of ``infers``. By the clock, batches take no time unless it says so."""
+
     async def main() -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix="inference") as executor:
-            batcher = Batcher(
-                infer,
-                signature or spec(None, 1),
-                limits or QueueLimits(1000, 10**6, 8),
-                profile,
-                executor,
-                *([clock] if clock else []),
-            )
-            await scenario(batcher)
-            assert batcher.idle
+        workers = [WorkerThread(f"inference_{number}") for number in range(len(infers))]
+        batcher = Batcher(
+            infers,
+            collation or RowCollation(signature or spec(None, 1)),
+            limits or QueueLimits(1000, 10**6),
+            bounds,
+            CostModel(rungs),
+            DeviceScheduler(workers, clock),
+            max_queue_delay_s,
+            clock,
+        )
+        await scenario(batcher)
+        assert batcher.idle
+        for worker in workers:
+            worker.close(wait=True)
 
     asyncio.run(main())
 
@@ -83,11 +96,16 @@ class Answer:
     """Collects the outcome of one request."""
 
     def __init__(
-        self, batcher: Batcher, inputs: Tensors, deadline_s: float = FOREVER_S, rows: int | None = None
+        self,
+        batcher: Batcher,
+        inputs: Tensors,
+        deadline_s: float = FOREVER_S,
+        rows: int | None = None,
+        urgent: bool = False,
     ) -> None:
         self.outcomes: list[Tensors | ByocError] = []
         self._event = asyncio.Event()
-        self.cancel = batcher.submit(inputs, rows or len(inputs["x"]), self._take, deadline_s)
+        self.cancel = batcher.submit(inputs, rows or len(inputs["x"]), self._take, deadline_s, urgent=urgent)
 
     def _take(self, outcome: Tensors | ByocError) -> None:
         self.outcomes.append(outcome)
@@ -134,7 +152,7 @@ def test_a_slow_model_runs_on_the_worker_thread_and_the_next_batch_grows_meanwhi
         assert await first.values() == [2]
         assert [await a.values() for a in later] == [[4], [6], [8]]
 
-    run(scenario, model, SLOW)
+    run(scenario, model, rungs=SLOW)
     assert model.batches == [[1], [2, 3, 4]]
     assert model.threads == {"inference_0"}
 
@@ -145,28 +163,49 @@ def test_without_a_cost_model_nothing_runs_on_the_loop_thread() -> None:
     async def scenario(batcher: Batcher) -> None:
         assert await Answer(batcher, tensors(1)).values() == [2]
 
-    run(scenario, model, BatchProfile())
+    run(scenario, model, rungs=UNKNOWN)
     assert model.threads == {"inference_0"}
 
 
-def test_a_model_that_surprises_with_its_cost_leaves_the_event_loop(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_surprises_with_its_cost_leaves_the_event_loop_at_once_and_comes_back_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Checklist 20: a slow input may hold up a ping once, not every time."""
     threads: list[str] = []
+    now = [0.0]
 
     def infer(inputs: Tensors) -> Tensors:
         threads.append(threading.current_thread().name)
-        end_s = time.thread_time() + (0.02 if inputs["x"][0, 0] == 2 else 0)
-        while time.thread_time() < end_s:
-            pass
+        now[0] += 0.02 if inputs["x"][0, 0] == 2 else 1e-6
         return {"y": inputs["x"]}
 
     async def scenario(batcher: Batcher) -> None:
-        for value in (1, 2, 3):
+        for value in (1, 2, *[3] * 65):
             assert await Answer(batcher, tensors(value)).values() == [value]
 
-    run(scenario, infer)
-    assert threads == ["MainThread", "MainThread", "inference_0"]
-    assert "worker thread from now on" in caplog.text
+    with caplog.at_level(logging.INFO):
+        run(scenario, infer, clock=lambda: now[0])
+    assert threads == ["MainThread"] * 2 + ["inference_0"] * 64 + ["MainThread"]
+    assert "held the event loop for 20.0 ms" in caplog.text
+
+
+def test_a_model_that_turns_out_dearer_than_measured_leaves_the_event_loop() -> None:
+    """Each batch is short enough to do no harm, and longer than what is worth the event loop."""
+    threads: list[str] = []
+    now = [0.0]
+
+    def infer(inputs: Tensors) -> Tensors:
+        threads.append(threading.current_thread().name)
+        now[0] += 0.001
+        return {"y": inputs["x"]}
+
+    async def scenario(batcher: Batcher) -> None:
+        for _ in range(400):
+            await Answer(batcher, tensors(1)).wait()
+
+    run(scenario, infer, rungs=((1, 1e-5),), clock=lambda: now[0])
+    assert set(threads[:50]) == {"MainThread"}
+    assert threads[-1] == "inference_0"
 
 
 def test_only_the_poisonous_entry_fails(caplog: pytest.LogCaptureFixture) -> None:
@@ -233,7 +272,7 @@ def test_a_large_request_can_be_cancelled_as_a_whole() -> None:
         assert await Answer(batcher, tensors(5)).values() == [10]
         assert large.outcomes == []
 
-    run(scenario, model, SLOW)
+    run(scenario, model, rungs=SLOW)
     assert model.batches == [list(range(8)), [5]]
 
 
@@ -265,7 +304,7 @@ def test_without_a_batch_axis_every_request_is_one_run_of_its_own_shape() -> Non
         for answer in answers:
             assert await answer.values() == [4]
 
-    run(scenario, infer, signature=spec(4), limits=QueueLimits(100, 10**6, 1))
+    run(scenario, infer, signature=spec(4), bounds=BatchBounds(1, None))
     assert shapes == [(4,), (4,)]
 
 
@@ -284,7 +323,7 @@ def test_a_cancelled_entry_never_runs_and_is_never_answered() -> None:
         assert await stays.values() == [6]
         assert gone.outcomes == running.outcomes == []
 
-    run(scenario, model, SLOW)
+    run(scenario, model, rungs=SLOW)
     assert model.batches == [[1], [3]]
 
 
@@ -316,7 +355,7 @@ def test_the_deadline_is_kept_while_the_engine_is_busy() -> None:
         gate.set()
         assert await patient.values() == [6]
 
-    run(scenario, model, SLOW, clock=lambda: now[0])
+    run(scenario, model, rungs=SLOW, clock=lambda: now[0])
     assert model.batches == [[1], [3]]
 
 
@@ -326,16 +365,18 @@ def test_ending_the_worker_thread_drops_the_batch_that_stands_ready_in_silence(
     model = Model(gate := threading.Event())
 
     async def main() -> None:
-        executor = ThreadPoolExecutor(1)
-        batcher = Batcher(model, spec(None, 1), QueueLimits(1000, 10**6, 8), SLOW, executor)
+        worker = WorkerThread("inference")
+        device = DeviceScheduler([worker])
+        limits = QueueLimits(1000, 10**6)
+        batcher = Batcher([model], RowCollation(spec(None, 1)), limits, EIGHT_ROWS, CostModel(SLOW), device)
         Answer(batcher, tensors(1))
         while not model.started.is_set():
             await asyncio.sleep(0.001)
         Answer(batcher, tensors(2))
         await asyncio.sleep(0.01)
-        executor.shutdown(wait=False, cancel_futures=True)
+        worker.close(wait=False)
         gate.set()
-        executor.shutdown()
+        worker.close(wait=True)
 
     asyncio.run(main())
     assert model.batches == [[1]]
@@ -386,7 +427,7 @@ def test_a_full_queue_refuses_at_once_and_recovers() -> None:
             await answer.wait()
         assert await Answer(batcher, tensors(5)).values() == [10]
 
-    run(scenario, model, SLOW, limits=QueueLimits(2, 10**6, 8))
+    run(scenario, model, rungs=SLOW, limits=QueueLimits(2, 10**6))
 
 
 def test_a_reply_that_fails_does_not_keep_its_neighbours_from_theirs(caplog: pytest.LogCaptureFixture) -> None:
@@ -399,3 +440,43 @@ def test_a_reply_that_fails_does_not_keep_its_neighbours_from_theirs(caplog: pyt
 
     run(scenario, Model())
     assert "broken reply" in caplog.text
+
+
+class BrokenCollation(RowCollation):
+    """Stacks nothing that holds a negative number."""
+
+    def stack(self, parts: Sequence[Tensors]) -> Tensors:
+        if any(min(part["x"].ravel().tolist()) < 0 for part in parts):
+            raise ValueError("negative")
+        return super().stack(parts)
+
+
+@pytest.mark.parametrize("rungs", [FAST, SLOW])
+def test_what_cannot_be_stacked_fails_alone(rungs: Rungs) -> None:
+    model = Model()
+
+    async def scenario(batcher: Batcher) -> None:
+        good, bad = Answer(batcher, tensors(1)), Answer(batcher, tensors(-1))
+        assert await good.values() == [2]
+        assert isinstance(await bad.wait(), InferenceFailed)
+
+    run(scenario, model, rungs=rungs, collation=BrokenCollation(spec(None, 1)))
+    assert model.batches == [[1]]
+
+
+def test_after_inference_without_room_everything_goes_on() -> None:
+    """What the engine says of its memory reaches the client, and the next request runs."""
+    errors = [GpuUnavailable("out of memory", lasting=False)] * 3
+
+    def infer(inputs: Tensors) -> Tensors:
+        if errors:
+            raise errors.pop()
+        return {"y": inputs["x"]}
+
+    async def scenario(batcher: Batcher) -> None:
+        answers = [Answer(batcher, tensors(1)) for _ in range(2)]
+        for answer in answers:
+            assert isinstance(await answer.wait(), GpuUnavailable)
+        assert await Answer(batcher, tensors(1)).values() == [1]
+
+    run(scenario, infer, rungs=SLOW)

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byoc_server.batching.collate import infer_in_fixed_batches, slice_rows, split, stack
+from byoc_server.batching.collate import RowCollation, infer_in_rungs, slice_rows, split, stack
 from byoc_server.errors import InferenceFailed
-from byoc_server.types import Tensors
+from byoc_server.types import BatchAxis, Signature, Tensors, TensorSpec
 
 
 def rows(*values: float) -> Tensors:
@@ -38,25 +38,74 @@ def test_slices_cover_all_rows_in_order() -> None:
     assert [part["x"].ravel().tolist() for part in parts] == [[1, 2], [3, 4], [5]]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
-def test_a_fixed_batch_size_runs_full_chunks_and_drops_the_filling(count: int) -> None:
-    sizes: list[int] = []
+@pytest.mark.parametrize(
+    ("rungs", "count", "sizes"),
+    [
+        ((3,), 1, [3]),
+        ((3,), 3, [3]),
+        ((3,), 7, [3, 3, 3]),
+        ((1, 2, 4), 1, [1]),
+        ((1, 2, 4), 3, [4]),
+        ((1, 2, 4), 4, [4]),
+        ((1, 2, 4), 9, [4, 4, 1]),
+        ((1, 2, 4), 11, [4, 4, 4]),
+    ],
+)
+def test_rows_are_rounded_up_to_a_rung_and_the_filling_is_dropped(
+    rungs: tuple[int, ...], count: int, sizes: list[int]
+) -> None:
+    seen: list[int] = []
 
     def infer(tensors: Tensors) -> Tensors:
-        sizes.append(len(tensors["x"]))
+        seen.append(len(tensors["x"]))
         return {"y": tensors["x"] * 10}
 
-    outputs = infer_in_fixed_batches(infer, rows(*range(count)), 3)
+    outputs = infer_in_rungs(infer, rows(*range(count)), rungs)
     assert outputs["y"].ravel().tolist() == [10 * i for i in range(count)]
-    assert set(sizes) == {3}
+    assert seen == sizes
 
 
-def test_a_fixed_batch_is_filled_with_a_copy_of_a_real_record() -> None:
+def test_a_rung_is_filled_with_a_copy_of_a_real_record() -> None:
     seen: list[list[float]] = []
 
     def infer(tensors: Tensors) -> Tensors:
         seen.append(tensors["x"].ravel().tolist())
         return tensors
 
-    infer_in_fixed_batches(infer, rows(7, 8, 9), 2)
+    infer_in_rungs(infer, rows(7, 8, 9), (2,))
     assert seen == [[7, 8], [9, 9]]
+
+
+def test_outputs_that_do_not_have_the_rows_of_the_rung_belong_to_nobody() -> None:
+    with pytest.raises(InferenceFailed, match="rows for 4 records"):
+        infer_in_rungs(lambda tensors: {"y": tensors["x"][:3]}, rows(1, 2, 3), (4,))
+
+
+def collation(*shapes: tuple[int | None, ...], axis: BatchAxis = BatchAxis.DYNAMIC) -> RowCollation:
+    specs = tuple(TensorSpec(f"x{i}", np.dtype(np.float32), shape) for i, shape in enumerate(shapes))
+    return RowCollation(Signature(specs, specs, axis))
+
+
+def test_records_of_one_shape_share_a_batch() -> None:
+    fixed, open_axes = collation((None, 4)), collation((None, 4), (None, None, 3, None))
+    part: Tensors = {"x0": np.zeros((2, 4)), "x1": np.zeros((2, 5, 3, 6))}
+    assert fixed.key(part) == fixed.key({"x0": np.zeros((1, 4))})
+    assert open_axes.key(part) != open_axes.key({**part, "x1": np.zeros((2, 6, 3, 5))})
+    assert open_axes.key(part) == open_axes.key({"x0": np.zeros((1, 4)), "x1": np.zeros((1, 5, 3, 6))})
+
+
+def test_the_length_of_a_record_is_the_product_of_its_open_axes() -> None:
+    part: Tensors = {"x0": np.zeros((2, 4)), "x1": np.zeros((2, 5, 3, 6))}
+    assert collation((None, 4)).length(part) == 1
+    assert collation((None, 4), (None, None, 3, None)).length(part) == 30
+    assert collation((None, None)).length({"x0": np.zeros((2, 0))}) == 1
+    assert collation((None, 4), axis=BatchAxis.ABSENT).length({"x0": np.zeros((2, 4))}) == 2
+
+
+def test_rows_are_stacked_and_split_unless_there_is_no_batch_axis() -> None:
+    rowwise = collation((None, 1))
+    parts: list[Tensors] = [{"x0": np.ones((2, 1))}, {"x0": np.zeros((1, 1))}]
+    stacked = rowwise.stack(parts)
+    assert [p["x0"].tolist() for p in rowwise.split(stacked, parts, [2, 1])] == [[[1], [1]], [[0]]]
+    whole: Tensors = {"y": np.float32(1) + np.zeros(())}
+    assert collation((4,), axis=BatchAxis.ABSENT).split(whole, parts[:1], [1]) == [whole]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byoc_server.batching.profile import BatchProfile, climb
+from byoc_server.batching.profile import BatchProfile, DoesNotFit, descend, find_top
 
 
 def test_an_empty_profile_knows_nothing() -> None:
@@ -26,44 +26,65 @@ def test_the_best_size_is_the_smallest_within_five_percent_of_the_best_throughpu
     assert profile.rows_per_s == pytest.approx(2.0)
 
 
-def test_climbing_stops_after_two_rungs_that_gained_nothing() -> None:
+def test_sizes_can_be_counted_in_positions() -> None:
+    assert BatchProfile(((1, 1.0), (2, 1.5))).work_rungs(16) == ((16, 1.0), (32, 1.5))
+
+
+def test_each_probe_tells_how_far_the_next_may_go() -> None:
+    """0.1 s for one record, of which 0.09 s are for any batch."""
+    probed: list[int] = []
+
+    def probe(rows: int) -> float:
+        probed.append(rows)
+        return 0.09 + 0.01 * rows
+
+    assert find_top(probe, 256, 0.5) == (32, False)
+    assert probed == [1, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "largest", "top"), [(1e-6, 256, 256), (0.0, 6, 6), (0.2, 6, 2), (0.09, 6, 4), (3.0, 256, 1)]
+)
+def test_the_top_is_a_rung_or_the_largest_size_there_may_be(seconds: float, largest: int, top: int) -> None:
+    assert find_top(lambda rows: seconds * rows, largest, 0.5) == (top, False)
+
+
+@pytest.mark.parametrize(("fits", "top"), [(1, 1), (5, 4), (16, 16), (99, 64)])
+def test_below_a_size_that_does_not_fit_the_next_lower_one_is_tried(fits: int, top: int) -> None:
+    def probe(rows: int) -> float:
+        if rows > fits:
+            raise DoesNotFit
+        return 1e-3
+
+    assert find_top(probe, 100, 0.5) == (top, True)
+
+
+def test_the_ladder_is_measured_from_the_top_down() -> None:
     measured: list[int] = []
 
     def measure(rows: int) -> float:
         measured.append(rows)
-        return 1.0 if rows <= 4 else rows / 4
+        return rows / 10
 
-    profile = climb(measure, largest=256, budget_s=1e9)
-    assert measured == [1, 2, 4, 8, 16]
-    assert profile.best_batch_size == 4
-
-
-def test_climbing_ends_at_the_largest_size_even_if_it_is_no_power_of_two() -> None:
-    profile = climb(lambda rows: 1.0, largest=6, budget_s=1e9)
-    assert [rows for rows, _ in profile.rungs] == [1, 2, 4, 6]
+    assert descend(measure, 6, 100.0) == ((1, 0.1), (2, 0.2), (4, 0.4), (6, 0.6))
+    assert measured == [6, 4, 2, 1]
 
 
-def test_climbing_ends_when_the_next_rung_would_break_the_budget() -> None:
-    profile = climb(lambda rows: float(rows) ** 0.5, largest=256, budget_s=10)
-    assert [rows for rows, _ in profile.rungs] == [1, 2]
-
-
-@pytest.mark.parametrize("fails_from", [1, 2, 8])
-def test_climbing_ends_below_a_size_that_fails(fails_from: int) -> None:
+def test_a_rung_that_fails_is_left_out() -> None:
     def measure(rows: int) -> float:
-        if rows >= fails_from:
-            raise RuntimeError("out of memory")
+        if rows == 8:
+            raise DoesNotFit
         return 1.0
 
-    if fails_from == 1:
-        with pytest.raises(RuntimeError, match="out of memory"):
-            climb(measure, largest=256, budget_s=1e9)
-    else:
-        assert climb(measure, largest=256, budget_s=1e9).rungs[-1] == (fails_from // 2, 1.0)
+    assert [rows for rows, _ in descend(measure, 16, 100.0)] == [1, 2, 4, 16]
+
+
+def test_when_the_time_is_over_only_the_lowest_rung_is_left() -> None:
+    assert [rows for rows, _ in descend(lambda rows: 1.0, 64, 5.0)] == [1, 32, 64]
 
 
 def test_a_clock_too_coarse_to_see_a_run_does_no_harm() -> None:
-    assert climb(lambda rows: 0.0, largest=4, budget_s=1).rows_per_s is not None
+    assert BatchProfile(descend(lambda rows: 0.0, 4, 1.0)).rows_per_s is not None
 
 
 @given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=9), st.integers(1, 2000))

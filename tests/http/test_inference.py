@@ -34,6 +34,8 @@ class Client:
     def __init__(self, outputs: Tensors | None) -> None:
         self.outputs = outputs
         self.replies: list[Reply] = []
+        self.urgent: list[bool] = []
+        self.deadlines_s: list[float] = []
         self.status = ModelStatus(ModelState.READY)
         self.signature = Signature((TensorSpec("x", F32, (None, 2)),), (TensorSpec("y", F32, (None, None)),))
 
@@ -42,6 +44,8 @@ class Client:
         return Adapter(self.signature, self.signature)
 
     def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Any:
+        self.urgent.append(urgent)
+        self.deadlines_s.append(deadline_s)
         if self.outputs is None:
             self.replies.append(reply)
         else:
@@ -56,16 +60,19 @@ def ask(
     content_type: bytes = b"application/json",
     accept: bytes | None = None,
     executor: Executor | None = None,
+    attributes: bytes | None = None,
+    arrived_s: float | None = None,
+    request_timeout_s: float = 60.0,
 ) -> list[Response]:
     """Submit one request; give it up at once if asked to."""
 
     async def main() -> list[Response]:
         with ThreadPoolExecutor(1) as threads:
-            path = InferencePath(
-                client, Settings(max_queue_mib=16), executor or threads, RequestLog("off", "json", sys.stderr.buffer)
-            )
+            settings = Settings(max_queue_mib=16, request_timeout_s=request_timeout_s)
+            path = InferencePath(client, settings, executor or threads, RequestLog("off", "json", sys.stderr.buffer))
             answers: list[Response] = []
-            head = Head(content_type, accept, None, None, time.monotonic(), {})
+            began_s = time.monotonic() if arrived_s is None else arrived_s
+            head = Head(content_type, accept, attributes, None, began_s, {})
             give_up = path.submit(head, body, answers.append)
             if cancel:
                 give_up()
@@ -102,6 +109,23 @@ def test_a_request_that_was_given_up_is_never_answered(rows: int) -> None:
     """While it waits for the model, and while its large body is being decoded."""
     body = json.dumps([[1, 2]] * rows).encode()
     assert ask(Client(None), body, cancel=True) == []
+
+
+@pytest.mark.parametrize(
+    ("attributes", "urgent"), [(None, False), (b"trace=1", False), (b"trace=1, priority=high", True)]
+)
+def test_a_request_may_say_that_it_is_urgent(attributes: bytes | None, urgent: bool) -> None:
+    client = Client({"y": np.ones((1, 2), np.float32)})
+    (answer,) = ask(client, attributes=attributes)
+    assert client.urgent == [urgent]
+    assert dict(answer.headers).get(b"x-amzn-sagemaker-custom-attributes") == attributes
+
+
+@pytest.mark.parametrize(("timeout_s", "time_to_infer_s"), [(60.0, 59.0), (3600.0, 3599.0), (5.0, 4.9), (0.1, 0.098)])
+def test_a_little_of_its_time_is_left_for_the_answer(timeout_s: float, time_to_infer_s: float) -> None:
+    client = Client({"y": np.ones((1, 2), np.float32)})
+    ask(client, arrived_s=1000.0, request_timeout_s=timeout_s)
+    assert client.deadlines_s == [pytest.approx(1000.0 + time_to_infer_s)]
 
 
 class Counting(ThreadPoolExecutor):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from byoc_server.batching.batcher import _Join
+from byoc_server.batching.join import Join
 from byoc_server.batching.policy import Entry
 from byoc_server.config import Settings
 from byoc_server.core.local import LocalClient
@@ -29,7 +29,7 @@ from byoc_server.models.model import load_model
 from byoc_server.telemetry.request_log import RequestLog
 from tests.onnx_models import gather
 
-KINDS = (Entry, _Join, _Request, Exchange, ByocError)
+KINDS = (Entry, Join, _Request, Exchange, ByocError)
 JSON = [(b"content-type", b"application/json")]
 
 

@@ -438,7 +438,7 @@ def test_the_number_of_labels_is_not_known_where_the_axis_is_open(tmp_path: Path
 
 def test_the_examples_of_the_documentation_are_right(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "configure-a-model.md").read_text()
-    classifier, tabular = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    classifier, tabular, padded = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "labels.txt").write_text("tabby\n" * 1000)
     model = signature([spec("input.1", "float32", (None, 3, 224, 224))], [spec("logits", "float32", (None, 1000))])
     made = adapter(tmp_path, classifier, model)
@@ -446,6 +446,9 @@ def test_the_examples_of_the_documentation_are_right(tmp_path: Path) -> None:
     assert outputs_of(made) == "scores: float32[?, 2] scores_labels: string[?, 2]"
     model = signature([spec("person", "float32", (None, 2)), spec("tokens", "int64", (None, None))])
     assert inputs_of(adapter(tmp_path, tabular, model)) == "person: float64[?, 2] tokens: int64[?, ?]"
+    features = spec("features", "float32", (None, None, 80))
+    model = signature([features, spec("features_mask", "int64", (None, None))])
+    assert [given.padding_value for given in adapter(tmp_path, padded, model).signature.inputs] == [0.0, 0]
     with pytest.raises(ModelLoadError) as caught:
         adapter(tmp_path, "\n" * 4 + "inputs.x.column = []")
     assert caught.value.message.removeprefix(str(tmp_path)) in page

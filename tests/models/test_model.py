@@ -1,15 +1,23 @@
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto
 
+from byoc_server.batching.policy import BatchBounds
+from byoc_server.batching.profile import BatchProfile
 from byoc_server.engines.base import EngineOptions
 from byoc_server.errors import ModelLoadError
-from byoc_server.models.model import load_model
+from byoc_server.models.model import batch_bounds, load_model
 from byoc_server.models.repository import DEMO_MODEL
-from byoc_server.types import BatchAxis
+from byoc_server.types import BatchAxis, Signature, Tensors, TensorSpec
 from tests.onnx_models import identity, mlp
+
+
+def signature(shape: tuple[int | None, ...], axis: BatchAxis = BatchAxis.DYNAMIC, size: int | None = None) -> Signature:
+    specs = (TensorSpec("x", np.dtype(np.float32), shape),)
+    return Signature(specs, specs, axis, size)
 
 
 def test_a_model_is_ready_measured_and_describes_itself(tmp_path: Path) -> None:
@@ -44,6 +52,42 @@ def test_a_model_without_a_batch_axis_never_batches(tmp_path: Path) -> None:
     model = load_model(identity(tmp_path / "m.onnx", TensorProto.FLOAT, (4,)), EngineOptions(1), 64)
     assert model.signature.batch_axis is BatchAxis.ABSENT
     assert model.max_batch_size == 1
+
+
+def test_copies_of_a_model_give_the_same_answers_and_end_together(tmp_path: Path) -> None:
+    model = load_model(mlp(tmp_path / "m.onnx", [4, 8, 3]), EngineOptions(1), 0, sessions=3)
+    assert (len(model.engines), model.facts["sessions"]) == (3, 3)
+    record: Tensors = {"input": np.ones((1, 4), np.float32)}
+    first, *others = [infer(record)["probabilities"].tolist() for infer in model.infers]
+    assert others == [first] * 2
+    model.close()
+
+
+OPEN = signature((None, None))
+CLOSED = signature((None, 4))
+MEASURED = BatchProfile(((1, 1.0), (8, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("of", "profile", "max_batch_size", "max_batch_tokens", "bounds"),
+    [
+        (CLOSED, MEASURED, 0, 0, BatchBounds(256, None)),
+        (CLOSED, BatchProfile(((1, 1.0),), fits=4), 0, 0, BatchBounds(4, None)),
+        (CLOSED, BatchProfile(((1, 1.0),), fits=4), 64, 0, BatchBounds(4, 4)),
+        (CLOSED, MEASURED, 64, 512, BatchBounds(64, 64)),
+        (OPEN, MEASURED, 0, 0, BatchBounds(256, None)),
+        (OPEN, MEASURED, 0, 512, BatchBounds(256, 512)),
+        (OPEN, MEASURED, 64, 512, BatchBounds(64, 512)),
+        (OPEN, MEASURED, 64, 0, BatchBounds(64, sys.maxsize)),
+        (signature((4, 2), BatchAxis.FIXED, 4), MEASURED, 0, 0, BatchBounds(4, 4)),
+        (signature((4, 2), BatchAxis.FIXED, 4), MEASURED, 16, 0, BatchBounds(16, 16)),
+        (signature((2,), BatchAxis.ABSENT), MEASURED, 64, 512, BatchBounds(1, None)),
+    ],
+)
+def test_how_large_batches_get(
+    of: Signature, profile: BatchProfile, max_batch_size: int, max_batch_tokens: int, bounds: BatchBounds
+) -> None:
+    assert batch_bounds(of, profile, max_batch_size, max_batch_tokens) == bounds
 
 
 def test_the_demo_model_is_what_its_script_makes() -> None:

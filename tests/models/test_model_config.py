@@ -72,6 +72,9 @@ def test_every_key_is_read() -> None:
         dtype = "string"
         padding_value = ""
 
+        [batching]
+        pad = false
+
         [outputs]
         return = ["scores", "scores_labels"]
 
@@ -102,6 +105,7 @@ def test_every_key_is_read() -> None:
         "other": OutputConfig(labels=("cat", "dog")),
     }
     assert config.returned == ("scores", "scores_labels")
+    assert not config.pad
 
 
 def test_an_output_may_be_called_return() -> None:
@@ -116,6 +120,9 @@ def test_an_output_may_be_called_return() -> None:
         ("names = 'x'", r"line 1, names: there is no such key; did you mean 'name'\? There is 'name', 'content_type'"),
         ("zzz = 1", r"line 1, zzz: there is no such key; there is 'name', "),
         ("name = '..'", r"line 1, name: expected a name .* got '\.\.'$"),
+        ("[batching]\npad = 0", r"line 2, batching\.pad: expected true or false, got 0$"),
+        ("[batching]\n\npads = true", r"line 3, batching\.pads: there is no such key; did you mean 'pad'"),
+        ("batching = 4", r"line 1, batching: expected a table, \[batching\], got 4$"),
         (
             "[inputs.x.image]\nscale = 1" + "0" * 400,
             r"line 2, inputs\.x\.image\.scale: expected a number, got a larger integer$",

@@ -10,13 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from byoc_server.batching.batcher import Batcher
+from byoc_server.batching.cost import CostModel
+from byoc_server.batching.device import DeviceScheduler
+from byoc_server.batching.policy import QueueLimits
+from byoc_server.batching.profile import BatchProfile
+from byoc_server.batching.worker_thread import WorkerThread
 from byoc_server.core.client import ModelState
 from byoc_server.core.local import LocalClient
 from byoc_server.engines.base import EngineOptions
 from byoc_server.errors import ByocError, GpuUnavailable, ModelLoadError, NotReady, StartupError
 from byoc_server.models.model import Model, load_model
 from byoc_server.types import Tensors
-from tests.onnx_models import identity
+from tests.onnx_models import identity, mlp
 
 
 def client(load: Callable[[], Model], failures: list[StartupError] | None = None) -> LocalClient:
@@ -48,10 +54,14 @@ def test_it_is_not_ready_until_the_model_is_loaded(model_path: Path) -> None:
         with pytest.raises(NotReady):
             _ = local.adapter
         with pytest.raises(NotReady):
+            _ = local.load_s
+        assert local.running_s == 0.0
+        with pytest.raises(NotReady):
             local.infer({}, 1, lambda outcome: None, 1e12)
         gate.set()
         await local.settled()
         assert state(local) is ModelState.READY
+        assert local.load_s > 0
         answer: asyncio.Future[Tensors | ByocError] = asyncio.get_running_loop().create_future()
         local.infer({"x": np.ones((1, 4), np.float32)}, 1, answer.set_result, 1e12)
         outcome = await asyncio.wait_for(answer, 10)
@@ -119,7 +129,7 @@ def test_a_gpu_that_is_lost_while_serving(model_path: Path, lasting: bool, caplo
         raise GpuUnavailable("CUDA failure 700", lasting=lasting)
 
     def load() -> Model:
-        return dataclasses.replace(load_model(model_path, EngineOptions(1), 0), infer=fail)
+        return dataclasses.replace(load_model(model_path, EngineOptions(1), 0), infers=[fail])
 
     async def main() -> None:
         local = client(load)
@@ -160,3 +170,77 @@ def test_closing_does_not_wait_for_a_load_that_hangs(model_path: Path) -> None:
         if thread.name == "load":
             thread.join(10)
             assert not thread.is_alive()
+
+
+def test_copies_of_the_model_run_side_by_side(model_path: Path) -> None:
+    """And end together; a request is held back for others if told so, urgent ones too."""
+    both = threading.Barrier(2, timeout=20)
+
+    def meet(tensors: Tensors) -> Tensors:
+        both.wait()
+        return {"y": tensors["x"]}
+
+    def load() -> Model:
+        model = load_model(model_path, EngineOptions(1), 4, sessions=2)
+        return dataclasses.replace(model, infers=[meet, meet], profile=BatchProfile(((1, 1.0),)))
+
+    async def main() -> None:
+        local = LocalClient(load, 100, 10**6, lambda error: None, max_queue_delay_s=0.001)
+        local.start()
+        await asyncio.wait_for(local.settled(), 20)
+        answers = []
+        for urgent in (False, True):
+            answer: asyncio.Future[Tensors | ByocError] = asyncio.get_running_loop().create_future()
+            local.infer({"x": np.ones((4, 4), np.float32)}, 4, answer.set_result, 1e12, urgent=urgent)
+            answers.append(answer)
+        for answer in answers:
+            assert isinstance(await asyncio.wait_for(answer, 20), dict)
+        assert local.running_s == 0.0
+        assert local.close()
+
+    asyncio.run(main())
+
+
+def test_two_models_share_one_device(tmp_path: Path) -> None:
+    """With two copies each, on two lanes; every request gets what its own model makes of its own records."""
+    loaded = {
+        "same": load_model(identity(tmp_path / "same.onnx"), EngineOptions(1), 8, sessions=2),
+        "odds": load_model(mlp(tmp_path / "odds.onnx", [4, 64, 3]), EngineOptions(1), 8, sessions=2),
+    }
+    random = np.random.default_rng(0)
+    requests = [random.standard_normal((1 + number % 11, 4)).astype(np.float32) for number in range(200)]
+    input_names = {"same": "x", "odds": "input"}
+
+    async def main() -> None:
+        workers = [WorkerThread(f"inference_{number}") for number in range(2)]
+        device = DeviceScheduler(workers)
+        batchers = {
+            name: Batcher(
+                model.infers,
+                model.collation,
+                QueueLimits(10**6, 10**9),
+                model.bounds,
+                CostModel(((1, 0.01), (8, 0.01))),  # what runs on the event loop would not share anything
+                device,
+            )
+            for name, model in loaded.items()
+        }
+        answers = []
+        for records in requests:
+            for name, batcher in batchers.items():
+                answer: asyncio.Future[Tensors | ByocError] = asyncio.get_running_loop().create_future()
+                batcher.submit({input_names[name]: records}, len(records), answer.set_result, 1e12)
+                answers.append((name, records, answer))
+        for name, records, answer in answers:
+            outcome = await asyncio.wait_for(answer, 60)
+            assert isinstance(outcome, dict)
+            (output,) = outcome.values()
+            (alone,) = loaded[name].infer({input_names[name]: records}).values()
+            assert np.allclose(output.astype(np.float64), alone.astype(np.float64), rtol=1e-4, atol=1e-6)
+        assert all(batcher.idle for batcher in batchers.values())
+        for worker in workers:
+            worker.close(wait=True)
+
+    asyncio.run(main())
+    for model in loaded.values():
+        model.close()
