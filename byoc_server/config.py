@@ -145,7 +145,9 @@ class Settings:
         0, _integer(0, 64), "processes that run the model in the split topology; 0 = auto: one a GPU, or 1 on the CPU"
     )
     threads: int = _setting(
-        0, _integer(0, 1024), "threads of one inference; 0 = auto: usable CPU cores divided by workers"
+        0,
+        _integer(0, 1024),
+        "threads of one inference; 0 = auto: usable CPU cores divided by the processes and sessions that run the model",
     )
     device: str = _setting(
         "auto",
@@ -153,10 +155,12 @@ class Settings:
         "where the model runs: auto, cpu or gpu; auto = a GPU where one is visible, else the CPU",
     )
     execution_provider: str = _setting(
-        "cuda", _one_of("cuda", "tensorrt"), "what runs the model on a GPU: cuda or tensorrt (which falls back on cuda)"
+        "cuda",
+        _one_of("cuda", "tensorrt"),
+        "what runs the model on a GPU: cuda or tensorrt (with cuda for the operators it lacks)",
     )
     gpu_memory_limit_mib: int = _setting(
-        0, _integer(0, 1048576), "MiB of GPU memory the tensors of one session may take; 0 = no limit"
+        0, _integer(0, 1048576), "MiB of GPU memory one session may take for weights and tensors; 0 = no limit"
     )
     gpu_arena: str = _setting(
         "same_as_requested",
@@ -166,18 +170,20 @@ class Settings:
     cudnn_search: str = _setting(
         "heuristic",
         _one_of("heuristic", "exhaustive", "default"),
-        "how cuDNN chooses the algorithm of a convolution: heuristic, exhaustive or default",
+        "how cuDNN chooses the algorithm of a convolution: heuristic, exhaustive (all are tried) or default",
     )
     cuda_graphs: bool = _setting(
         False,
         _boolean,
-        "replay each batch size as a CUDA graph; for models of fixed record shapes that run on CUDA alone",
+        "replay each batch size as a CUDA graph; for models that run on cuda alone and have no control flow",
     )
     tensorrt_cache_dir: str = _setting(
         "", _text, "folder where TensorRT keeps the engines it has built; empty: none, and each start builds them anew"
     )
     tensorrt_precision: str = _setting(
-        "model", _one_of("model", "fp16", "int8"), "precision TensorRT may use: that of the model, fp16 or int8"
+        "model",
+        _one_of("model", "fp16", "int8"),
+        "precision TensorRT may use: model, fp16, or int8 (for quantised models)",
     )
     cuda_compat: str = _setting(
         "auto",

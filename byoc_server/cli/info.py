@@ -21,6 +21,7 @@ from byoc_server.device.survey import THIS_MACHINE, Sources
 from byoc_server.device.version import CudaLevel
 from byoc_server.engines.providers import Device, choose_device
 from byoc_server.errors import GpuUnavailable
+from byoc_server.server.worker import workers_for
 
 _MIB = 1024 * 1024
 _LABEL_WIDTH = 14
@@ -50,6 +51,7 @@ def collect(
         "cuda_compat": _compat(settings, resolution),
         "onnxruntime": _onnxruntime(resolution, runtime, providers),
         "device": _device(settings, resolution, providers),
+        "processes": _processes(settings, environ, root),
     }
 
 
@@ -74,6 +76,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
         *(("probe", f"{which}: {compat[key]}") for which, key in _PROBES if compat[key]),
         ("ONNX Runtime", _runtime_line(runtime)),
         ("runs on", facts["device"]["reason"] or facts["device"]["name"]),
+        ("processes", facts["processes"]["text"]),
     ]
     text = "\n".join(f"{label:<{_LABEL_WIDTH}}{line}" for label, line in lines)
     return text.encode(errors="backslashreplace").decode()
@@ -160,13 +163,25 @@ def _device(settings: Settings, resolution: Resolution, providers: list[str]) ->
     """Where a model would run, as far as can be told without one."""
     usable = resolution.survey.facts.presence.usable
     try:
-        choice = choose_device(settings.device, usable, providers)
+        choice = choose_device(settings.device, usable, providers, settings.execution_provider)
     except GpuUnavailable as error:
         return {"setting": settings.device, "name": "", "reason": error.message}
     unfit = misfit(resolution.decision, resolution.survey.facts)
     if choice.device is Device.GPU and unfit is not None:
         return {"setting": settings.device, "name": "", "reason": "nothing: the GPU will not work, see above"}
     return {"setting": settings.device, "name": choice.device.value, "reason": choice.advice}
+
+
+def _processes(settings: Settings, environ: Mapping[str, str], root: Path) -> dict[str, Any]:
+    workers = workers_for(settings, environ, root)
+    return {
+        "topology": workers.topology.value,
+        "fronts": workers.fronts,
+        "cores": workers.cores,
+        "threads": workers.threads,
+        "reason": workers.reason,
+        "text": workers.text,
+    }
 
 
 def _providers() -> list[str]:

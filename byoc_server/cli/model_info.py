@@ -21,10 +21,10 @@ from byoc_server.codecs.media_type import parse_media_type
 from byoc_server.config import Settings
 from byoc_server.errors import ByocError, InvalidPayload
 from byoc_server.models.adapter import default_formats
-from byoc_server.models.model import Model, load_model
+from byoc_server.models.model import Model
 from byoc_server.models.repository import find_model
 from byoc_server.server.entrypoint import END_SIGNALS, enter
-from byoc_server.server.worker import engine_options
+from byoc_server.server.worker import load_as_set, workers_for
 from byoc_server.types import STRING, Array, BatchAxis, Signature, Tensors, TensorSpec
 
 _LONGEST_TEXT = 1000
@@ -53,9 +53,9 @@ def run(settings: Settings, path: str, environ: MutableMapping[str, str], *, as_
     signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)  # blocked while a process replaced itself by this one
     enter(settings, environ)
     source = find_model(path, environ).path
-    model = load_model(source, engine_options(settings), settings.max_batch_size)
+    model = load_as_set(settings, source, workers_for(settings, environ).threads)
     facts = collect_model(model, str(source), settings)
-    model.engine.close()
+    model.close()
     return json.dumps(facts, indent=2) if as_json else model_as_text(facts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 _NUMBERED = re.compile(r"nvidia(\d+)", re.ASCII)
@@ -82,6 +83,21 @@ def hides_gpus(environ: Mapping[str, str]) -> bool:
     if visible is not None and not _DEVICE.fullmatch(visible.split(",")[0].strip()):
         return True
     return environ.get("NVIDIA_VISIBLE_DEVICES", "").strip() == "none"
+
+
+def visible_gpus(presence: GpuPresence, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The GPUs that CUDA may find, as items of ``CUDA_VISIBLE_DEVICES``: what that names, or the numbers of the nodes.
+
+    An instance of a MIG GPU has no node of its own: without ``CUDA_VISIBLE_DEVICES`` a GPU counts once, as CUDA itself
+    uses one instance at a time (Multi-Instance GPU User Guide, "CUDA Device Enumeration").
+    """
+    if not presence.usable:
+        return ()
+    named = environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(takewhile(_DEVICE.fullmatch, [item.strip() for item in named.split(",")]))
+    nodes = [node for node in presence.nodes if _NUMBERED.fullmatch(Path(node).name)]
+    return tuple([str(index) for index in range(max(1, len(nodes)))])
 
 
 def _names(folder: Path) -> list[str]:

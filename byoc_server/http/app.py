@@ -1,4 +1,4 @@
-"""The composition root of a worker: settings and a model to load become one ASGI application."""
+"""The composition root of a worker: settings and a client that runs the model become one ASGI application."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from starlette.responses import Response as StarletteResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from byoc_server.config import MIB, Settings
-from byoc_server.core.local import LocalClient
-from byoc_server.errors import NotFound, StartupError
+from byoc_server.core.client import ManagedClient
+from byoc_server.errors import NotFound
 from byoc_server.http.body import BodyBudget
 from byoc_server.http.dialect import INVOCATIONS, Dialect
 from byoc_server.http.inference import InferencePath
 from byoc_server.http.invocations import InvocationsEndpoint, PingEndpoint
 from byoc_server.http.open_inference import OPEN_INFERENCE, OpenInferenceEndpoint
 from byoc_server.http.responses import error_response
-from byoc_server.models.model import Model
 from byoc_server.telemetry.logging import resolve_format
 from byoc_server.telemetry.request_log import RequestLog
 
@@ -35,9 +34,7 @@ class App:
 
     Args:
         settings: of the server.
-        load: loads the model, on a thread.
-        on_failure: told when loading fails.
-        on_ready: told when the model is ready.
+        open_client: makes what runs the model, once the event loop turns.
         all_ready: whether all workers of this server have become ready; pings say 503 until then.
         ready_first: do not begin to accept before the model has loaded (other workers can answer meanwhile).
     """
@@ -45,17 +42,13 @@ class App:
     def __init__(
         self,
         settings: Settings,
-        load: Callable[[], Model],
-        on_failure: Callable[[StartupError], None],
-        on_ready: Callable[[], None] = lambda: None,
+        open_client: Callable[[], ManagedClient],
         all_ready: Callable[[], bool] = lambda: True,
         *,
         ready_first: bool = False,
     ) -> None:
         self._settings = settings
-        self._load = load
-        self._on_failure = on_failure
-        self._on_ready = on_ready
+        self._open_client = open_client
         self._all_ready = all_ready
         self._ready_first = ready_first
         self._hot: Mapping[str, ASGIApp] = {}
@@ -78,9 +71,7 @@ class App:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         settings = self._settings
-        client = LocalClient(
-            self._load, settings.max_queue_rows, settings.max_queue_mib * MIB, self._on_failure, self._on_ready
-        )
+        client = self._open_client()
         executor = ThreadPoolExecutor(_CODEC_THREADS, thread_name_prefix="codec")
         log_format = resolve_format(settings.log_format)
         request_log = RequestLog(settings.request_log, log_format, sys.stderr.buffer)

@@ -4,15 +4,19 @@ A ping that reaches a ready worker must not say 200 while the next invocation ma
 the first start all workers say 503 until the last one is ready. A worker that replaces a dead one loads first and
 accepts connections after: the others answer meanwhile.
 
-It also carries the reason why a worker could not start to the parent, which says it once for all of them.
+It also carries word to the parent: the reason why a worker could not start, which it says once for all of them, and
+which core process has stopped to answer its fronts, which it then replaces.
 """
 
 from __future__ import annotations
 
 import mmap
+import struct
 
 _MOST_WORKERS = 4096
+_MOST_CORES = 4096
 _MOST_REASON_BYTES = 4096
+_PID = struct.Struct("<I")
 
 
 class ReadinessBoard:
@@ -25,6 +29,7 @@ class ReadinessBoard:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._ready = mmap.mmap(-1, _MOST_WORKERS)
+        self._silent = mmap.mmap(-1, _MOST_CORES * _PID.size)
         self._reason = mmap.mmap(-1, _MOST_REASON_BYTES)
 
     def set_ready(self, age: int) -> None:
@@ -45,6 +50,14 @@ class ReadinessBoard:
     def all_ready(self) -> bool:
         """Whether every worker of the first start has become ready."""
         return sum(self._ready[:]) >= self._workers
+
+    def set_silent(self, index: int, pid: int) -> None:
+        """Core number ``index``, the process ``pid``, does not answer."""
+        _PID.pack_into(self._silent, index * _PID.size, pid)
+
+    def is_silent(self, index: int, pid: int) -> bool:
+        """Whether that was said of this process, and not of the one whose place it has taken."""
+        return bool(_PID.unpack_from(self._silent, index * _PID.size) == (pid,))
 
     @property
     def failure(self) -> str:

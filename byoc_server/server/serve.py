@@ -18,11 +18,13 @@ from byoc_server.errors import SettingsError, UnsupportedMediaType
 from byoc_server.http.negotiation import choose_decoder
 from byoc_server.models.repository import ModelSource, find_model
 from byoc_server.server.listener import listen
+from byoc_server.server.worker import workers_for
+from byoc_server.server.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 _SUPERVISORS = {False: "byoc_server.server.uvicorn", True: "byoc_server.server.gunicorn"}
-"""Whether there are several workers -> module with ``run``; gunicorn is not imported for one process."""
+"""Whether there are several processes -> module with ``run``; gunicorn is not imported for one process."""
 
 
 def serve(settings: Settings, environ: Mapping[str, str]) -> int:
@@ -39,9 +41,10 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
     _require_known_formats(settings)
     source = find_model(settings.model, environ)
     listener = listen(settings.host, settings.port)
-    _log_start(settings, source, listener.getsockname()[1])
-    supervisor = importlib.import_module(_SUPERVISORS[settings.workers > 1])
-    code: int = supervisor.run(settings, source.path, listener)
+    workers = workers_for(settings, environ)
+    _log_start(settings, workers, source, listener.getsockname()[1])
+    supervisor = importlib.import_module(_SUPERVISORS[workers.supervised])
+    code: int = supervisor.run(settings, workers, source.path, listener)
     return code
 
 
@@ -58,7 +61,7 @@ def _require_known_formats(settings: Settings) -> None:
         raise SettingsError(f"{name}={media_type}: this server has no such format; use one of {known}")
 
 
-def _log_start(settings: Settings, source: ModelSource, port: int) -> None:
+def _log_start(settings: Settings, workers: Workers, source: ModelSource, port: int) -> None:
     """The start summary: what was read, before anything slow happens."""
     if source.demo:
         logger.warning(
@@ -66,14 +69,18 @@ def _log_start(settings: Settings, source: ModelSource, port: int) -> None:
             extra={"event": "demo_model"},
         )
     logger.info(
-        "starting on port %d",
+        "starting on port %d: %s",
         port,
+        workers.text,
         extra={
             "event": "start",
             "version": __version__,
             "python": platform.python_version(),
             "pid": os.getpid(),
             "model": str(Path(source.path)),
-            **(asdict(settings) | {"port": port, "model": str(source.path)}),
+            **(asdict(settings) | {"port": port, "model": str(source.path), "topology": workers.topology.value}),
+            "fronts": workers.fronts,
+            "cores": workers.cores,
+            "threads": workers.threads,
         },
     )

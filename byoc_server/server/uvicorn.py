@@ -10,13 +10,15 @@ import socket
 from pathlib import Path
 
 from byoc_server.config import Settings
+from byoc_server.http.app import App
 from byoc_server.server.draining import DrainingServer
-from byoc_server.server.worker import build_app, uvicorn_config
+from byoc_server.server.worker import local_client, model_loader, tune_interpreter, uvicorn_config
+from byoc_server.server.workers import Workers
 
 _PID_1 = 1
 
 
-def run(settings: Settings, model_path: Path, listener: socket.socket) -> int:
+def run(settings: Settings, workers: Workers, model_path: Path, listener: socket.socket) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Returns:
@@ -31,7 +33,8 @@ def run(settings: Settings, model_path: Path, listener: socket.socket) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     config = uvicorn_config(settings)
     server = DrainingServer(config)
-    app = config.app = build_app(settings, model_path, server.fail)
+    load = model_loader(settings, model_path, workers.threads)
+    app = config.app = App(settings, lambda: local_client(settings, load, server.fail, tune_interpreter))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[listener]))
     if server.failure is not None:

@@ -1,4 +1,4 @@
-"""What one serving process is made of; the same whether it runs alone or under gunicorn."""
+"""What the processes of a server are made of; the same whether one runs alone or many under gunicorn."""
 
 from __future__ import annotations
 
@@ -6,58 +6,97 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import uvicorn
 
-from byoc_server.config import Settings
+from byoc_server.batching.profile import LARGEST_RUNG
+from byoc_server.config import MIB, Settings
+from byoc_server.core.local import LocalClient
 from byoc_server.device.cpu import usable_cores
-from byoc_server.device.gpu import look_for_gpus
-from byoc_server.engines.base import EngineOptions
+from byoc_server.device.gpu import look_for_gpus, visible_gpus
+from byoc_server.device.runtime import GPU_PACKAGE, installed_runtime
+from byoc_server.engines.base import EngineOptions, GpuOptions
 from byoc_server.errors import StartupError
-from byoc_server.http.app import App
 from byoc_server.models.model import Model, load_model
 from byoc_server.server.connection import Connection
 from byoc_server.server.entrypoint import confirm
 from byoc_server.server.listener import BACKLOG
+from byoc_server.server.workers import Workers, choose_workers
 
 _SWITCH_INTERVAL_S = 0.0005
 
 
-def inference_threads(settings: Settings) -> int:
-    """Threads of one inference: as set, else the usable cores divided by the workers."""
-    return settings.threads or max(1, usable_cores() // max(1, settings.workers))
+def workers_for(settings: Settings, environ: Mapping[str, str], root: Path = Path("/")) -> Workers:
+    """The processes of a server here; looks for GPUs only where the settings leave it open or ask for one."""
+    return choose_workers(settings, usable_cores(root), _gpus(settings, environ, root))
 
 
-def engine_options(settings: Settings) -> EngineOptions:
+def engine_options(settings: Settings, threads: int) -> EngineOptions:
     """What the engine of one process may use; looks for a GPU only where the settings leave it open."""
     gpu_usable = settings.device == "auto" and look_for_gpus(Path("/"), os.environ).usable
-    return EngineOptions(inference_threads(settings), settings.device, gpu_usable)
+    gpu = GpuOptions(
+        execution_provider=settings.execution_provider,
+        memory_limit_bytes=settings.gpu_memory_limit_mib * MIB or None,
+        arena=settings.gpu_arena,
+        cudnn_search=settings.cudnn_search,
+        cuda_graphs=settings.cuda_graphs,
+        tensorrt_cache_dir=settings.tensorrt_cache_dir,
+        tensorrt_precision=settings.tensorrt_precision,
+        largest_batch_rows=settings.max_batch_size or LARGEST_RUNG,
+    )
+    return EngineOptions(threads, settings.device, gpu_usable, gpu)
 
 
-def build_app(
-    settings: Settings,
-    model_path: Path,
-    on_failure: Callable[[StartupError], None],
-    on_ready: Callable[[], None] = lambda: None,
-    all_ready: Callable[[], bool] = lambda: True,
-    *,
-    ready_first: bool = False,
-) -> App:
-    """Build the application of one process. See ``App``."""
+def load_as_set(settings: Settings, model_path: Path, threads: int) -> Model:
+    """Load the model as the settings say. Raises what ``load_model`` does."""
+    return load_model(
+        model_path,
+        engine_options(settings, threads),
+        settings.max_batch_size,
+        max_batch_tokens=settings.max_batch_tokens,
+        pad_lengths=settings.pad_lengths,
+        sessions=settings.sessions,
+    )
 
-    def ready() -> None:
-        tune_interpreter()
-        on_ready()
+
+def model_loader(settings: Settings, model_path: Path, threads: int) -> Callable[[], Model]:
+    """What loads the model in the process that runs it."""
 
     def load() -> Model:
         try:
-            return load_model(model_path, engine_options(settings), settings.max_batch_size)
+            return load_as_set(settings, model_path, threads)
         finally:
             confirm(os.environ)
 
-    return App(settings, load, on_failure, ready, all_ready, ready_first=ready_first)
+    return load
+
+
+def local_client(
+    settings: Settings,
+    load: Callable[[], Model],
+    on_failure: Callable[[StartupError], None],
+    on_ready: Callable[[], None],
+) -> LocalClient:
+    """A client that runs the model in this process; made on its event loop."""
+    return LocalClient(
+        load,
+        settings.max_queue_rows,
+        settings.max_queue_mib * MIB,
+        on_failure,
+        on_ready,
+        max_queue_delay_s=settings.max_queue_delay_ms / 1000,
+    )
+
+
+def _gpus(settings: Settings, environ: Mapping[str, str], root: Path) -> tuple[str, ...]:
+    if settings.device == "cpu":
+        return ()
+    gpus = visible_gpus(look_for_gpus(root, environ), environ)
+    if settings.device == "auto" and gpus and installed_runtime().name != GPU_PACKAGE:
+        return ()
+    return gpus
 
 
 def tune_interpreter() -> None:

@@ -33,6 +33,7 @@ CONDITIONS = {
     "all at once": [*ANY_USER, *NO_NETWORK, "READ-ONLY", *NO_CAPABILITIES, *SMALL],
 }
 HEALTH_CHECK = ("/opt/venv/bin/python", "-IS", "/opt/venv/share/byoc/healthcheck.py")
+READ_MOUNTS = "print(open('/proc/self/mounts').read())"
 ROWS = np.array([[1, 2, 3, 4], [5, 6, 7, 8.5]], np.float32)
 
 
@@ -100,6 +101,21 @@ def test_several_workers_run_on_a_read_only_root(engine: Engine, cpu_image: str,
     run = [*options(engine, CONDITIONS["all at once"]), mounted(model_folder)]
     with engine.running(cpu_image, "serve", "--workers", "2", options=run) as container:
         check_every_format(container)
+        code, seconds = container.stop()
+        assert code == 0, container.log()
+        assert seconds < 5
+
+
+def test_fronts_and_a_core_need_no_place_to_write(engine: Engine, cpu_image: str, model_folder: Path) -> None:
+    """Large tensors go from one to the other in memory files, without /dev/shm."""
+    run = [*options(engine, CONDITIONS["all at once"]), "--ipc=none", mounted(model_folder)]
+    split = ["--topology", "split", "--workers", "2"]
+    with engine.running(cpu_image, "serve", *split, options=run) as container:
+        check_every_format(container)
+        assert "/dev/shm" not in container.exec("/opt/venv/bin/python", "-", stdin=READ_MOUNTS).output
+        large = np.arange(16_000, dtype=np.float32).reshape(4000, 4)
+        _, answer = container.ask((npy(large), {"Content-Type": "application/x-npy", "Accept": "application/x-npy"}))
+        assert (answer.status, answer.body) == (200, npy(large))
         code, seconds = container.stop()
         assert code == 0, container.log()
         assert seconds < 5

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_server.device.gpu import GpuPresence, device_nodes, look_for_gpus
+from byoc_server.device.gpu import GpuPresence, device_nodes, look_for_gpus, visible_gpus
 from tests.device.fake_root import FakeRoot, closed_banner
 
 
@@ -105,3 +105,21 @@ def test_nodes_once_each() -> None:
 def test_this_machine() -> None:
     presence = look_for_gpus(Path("/"), {})
     assert presence.proc is Path("/proc/driver/nvidia").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "environ", "gpus"),
+    [
+        ((), {}, ()),
+        (("nvidiactl",), {}, ()),
+        (("nvidia3", "nvidia7", "nvidiactl"), {}, ("0", "1")),  # CUDA counts what is there
+        (("dxg",), {}, ("0",)),  # WSL has no node for each
+        (("nvidia0", "nvidia1"), {"CUDA_VISIBLE_DEVICES": "1"}, ("1",)),
+        (("nvidia0",), {"CUDA_VISIBLE_DEVICES": " MIG-1 ,MIG-2, nonsense, MIG-3"}, ("MIG-1", "MIG-2")),
+        (("nvidia0",), {"CUDA_VISIBLE_DEVICES": "-1"}, ()),
+        (("nvidia0",), {"NVIDIA_VISIBLE_DEVICES": "none"}, ()),
+    ],
+)
+def test_which_gpus(tmp_path: Path, nodes: tuple[str, ...], environ: dict[str, str], gpus: tuple[str, ...]) -> None:
+    presence = look_for_gpus(FakeRoot(tmp_path).nodes(*nodes).path, environ)
+    assert visible_gpus(presence, environ) == gpus

@@ -45,7 +45,14 @@ def test_a_missing_gpu_is_answered_with_the_reason_and_the_server_stays(workers:
         assert server.events("ready") == []
         assert server.stop() == 0
         for line in server.log.splitlines():
-            assert json.loads(line)["event"] in {"cuda_compat", "start", "gpu_unavailable", "request", "stop"}
+            assert json.loads(line)["event"] in {
+                "cuda_compat",
+                "start",
+                "process",
+                "gpu_unavailable",
+                "request",
+                "stop",
+            }
 
 
 def test_a_model_on_the_cpu_says_so(tmp_path: Path) -> None:
@@ -74,6 +81,6 @@ def test_a_gpu_is_looked_for_only_where_the_settings_leave_it_open(
         return GpuPresence(nodes or (), proc=bool(nodes))
 
     monkeypatch.setattr(worker, "look_for_gpus", look)
-    options = worker.engine_options(Settings(device=device, threads=3))
+    options = worker.engine_options(Settings(device=device), 3)
     assert (options.threads, options.device, options.gpu_usable) == (3, device, usable)
     assert looks == ([] if nodes is None else [Path("/")])

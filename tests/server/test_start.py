@@ -120,7 +120,7 @@ def refuses(result: subprocess.CompletedProcess[str], *words: str) -> None:
     for word in words:
         assert word in plain[0]
     events = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
-    assert {event["event"] for event in events} <= {"cuda_compat", "start", "stop", "demo_model"}
+    assert {event["event"] for event in events} <= {"cuda_compat", "start", "process", "stop", "demo_model"}
 
 
 @ONE_OR_TWO

@@ -1,0 +1,106 @@
+"""Frames between a front process and a core process: a fixed header, then a payload. Pure.
+
+::
+
+    header, 32 bytes, little-endian                       payload
+    payload bytes u32 | kind u8 | flags u8 | model u16 |   descriptor of the tensors (see ``layout``), then their data,
+    rows u32 | descriptor bytes u32 | id u64 | deadline f64 or where it lies in shared memory; or JSON
+
+Every part of a payload is filled up to eight bytes, so that each array lies aligned in what was read. Both ends are
+processes of one server, of one version: there is nothing to negotiate, and a frame that makes no sense ends the
+connection. A new kind of work (such as calls of user code, or streams) is a new kind of frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+
+HEADER = Struct("<IBBHIIQd")
+ALIGNMENT_BYTES = 8
+MAX_PAYLOAD_BYTES = 2**32 - ALIGNMENT_BYTES
+
+URGENT = 1
+"""Flag of ``Kind.INFER``: it goes before requests that are not urgent."""
+SHARED = 2
+"""Flag of ``Kind.INFER`` and ``Kind.OUTPUTS``: the data lies in the sender's shared memory, the payload says where."""
+
+
+class Kind:
+    """What a frame is, in one byte. The id is that of the request, but for ``FREE``."""
+
+    STATUS = 1
+    """Core to front: state of the model as JSON; also a sign of life, without a payload when nothing has changed."""
+    INFER = 2
+    """Front to core: the inputs of one request."""
+    OUTPUTS = 3
+    """Core to front: its outputs."""
+    ERROR = 4
+    """Core to front: why there are none, as JSON."""
+    CANCEL = 5
+    """Front to core: nobody waits for this request any more; it gets no answer."""
+    FREE = 6
+    """Nobody reads the place at this offset of the receiver's shared memory any more; the id is the offset."""
+
+
+class FrameError(Exception):
+    """The peer has sent what cannot be a frame."""
+
+
+Frame = tuple[int, int, int, int, int, float, bytes, int, int]
+"""Kind, flags, rows, descriptor bytes, id, deadline in seconds, and the payload: bytes that hold it, its begin, its
+end."""
+
+
+def frame(kind: int, payload: bytes = b"", number: int = 0) -> bytes:
+    """A frame without tensors."""
+    payload += bytes(-len(payload) % ALIGNMENT_BYTES)
+    return HEADER.pack(len(payload), kind, 0, 0, 0, 0, number, 0.0) + payload
+
+
+def tensor_frame(
+    kind: int, flags: int, rows: int, number: int, deadline_s: float, descriptor: bytes, data: bytes
+) -> bytes:
+    """A frame with tensors. Descriptor and data fill whole units of eight bytes each."""
+    size = len(descriptor) + len(data)
+    return HEADER.pack(size, kind, flags, 0, rows, len(descriptor), number, deadline_s) + descriptor + data
+
+
+class FrameReader:
+    """Cuts what comes out of a socket into frames, however it was cut on the way."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._held_bytes = 0
+        self._needed_bytes = HEADER.size
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that are complete with ``data``.
+
+        Raises:
+            FrameError: this is not what the other end sends.
+        """
+        if self._chunks:
+            self._chunks.append(data)
+            self._held_bytes += len(data)
+            if self._held_bytes < self._needed_bytes:
+                return
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+        begin, size = 0, len(data)
+        needed_bytes = HEADER.size
+        while size - begin >= HEADER.size:
+            payload_bytes, kind, flags, _, rows, descriptor_bytes, number, deadline_s = HEADER.unpack_from(data, begin)
+            if payload_bytes % ALIGNMENT_BYTES or descriptor_bytes > payload_bytes:
+                raise FrameError(f"a header with {payload_bytes} bytes of payload, {descriptor_bytes} of descriptor")
+            payload = begin + HEADER.size
+            end = payload + payload_bytes
+            if end > size:
+                needed_bytes = end - begin
+                break
+            yield kind, flags, rows, descriptor_bytes, number, deadline_s, data, payload, end
+            begin = end
+        if begin < size:
+            self._chunks.append(data[begin:] if begin else data)
+            self._held_bytes = size - begin
+            self._needed_bytes = needed_bytes

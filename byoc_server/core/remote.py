@@ -1,0 +1,128 @@
+"""The model in core processes: the client of a front process in the split topology."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from byoc_server.batching.batcher import Cancel
+from byoc_server.batching.policy import Reply
+from byoc_server.core.client import ModelState, ModelStatus
+from byoc_server.core.core_link import CoreLink
+from byoc_server.core.handshake import Meeting
+from byoc_server.errors import StartupError
+from byoc_server.models.adapter import Adapter
+from byoc_server.types import Signature, Tensors
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+
+
+class RemoteClient:
+    """The model in the core processes of this server. See ``ManagedClient``.
+
+    The server counts as ready once every core has been ready, and from then on while any of them is.
+
+    Args:
+        meeting: where the core processes are.
+        memory_bytes: of large tensors on their way to each core process.
+        build_adapter: what clients see of a model with this signature.
+        on_failure: told on the event loop when the adapter cannot be built.
+        on_ready: told on the event loop when all core processes are ready for the first time.
+        on_silence: told the number of a core and the id of its process, which stands still.
+    """
+
+    def __init__(
+        self,
+        meeting: Meeting,
+        memory_bytes: int,
+        build_adapter: Callable[[Signature], Adapter],
+        on_failure: Callable[[StartupError], None],
+        on_ready: Callable[[], None],
+        on_silence: Callable[[int, int], None],
+    ) -> None:
+        self._build_adapter = build_adapter
+        self._on_failure = on_failure
+        self._on_ready = on_ready
+        self._adapter: Adapter | None = None
+        self._was_ready = False
+        self._settled = asyncio.Event()
+        self._links = [
+            CoreLink(address, meeting.secret, memory_bytes, self._changed, partial(on_silence, index))
+            for index, address in enumerate(meeting.addresses)
+        ]
+        self._status = self._links[0].status
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def status(self) -> ModelStatus:
+        """State of the model."""
+        return self._status
+
+    @property
+    def adapter(self) -> Adapter:
+        """What clients see of the model. Raises ``Unavailable``."""
+        if self._adapter is None or self._status.state is not ModelState.READY:
+            raise self._status.refusal()
+        return self._adapter
+
+    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Cancel:
+        """Run one request on the core with the least to do. See ``InferenceClient.infer``."""
+        links = self._links
+        if len(links) > 1:
+            links = [link for link in links if link.status.state is ModelState.READY] or links
+            return min(links, key=lambda link: link.rows).infer(tensors, rows, reply, deadline_s, urgent)
+        return links[0].infer(tensors, rows, reply, deadline_s, urgent)
+
+    def start(self) -> None:
+        """Look for the core processes, now and whenever one has ended."""
+        self._tasks = [asyncio.create_task(link.run()) for link in self._links]
+        self._tasks.append(asyncio.create_task(self._watch()))
+
+    async def settled(self) -> None:
+        """Wait until all core processes have loaded the model, well or badly."""
+        await self._settled.wait()
+
+    def close(self) -> bool:
+        """End the connections; nothing runs in this process."""
+        for task in self._tasks:
+            task.cancel()
+        for link in self._links:
+            link.close()
+        return True
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            for link in self._links:
+                link.tick()
+
+    def _changed(self) -> None:
+        """Some core process has changed its state."""
+        states = [link.status for link in self._links]
+        not_ready = [status for status in states if status.state is not ModelState.READY]
+        if len(not_ready) < len(states) and self._adapter is None:
+            self._adapt(next(link.signature for link in self._links if link.signature is not None))
+        if not not_ready and self._adapter is not None and not self._was_ready:
+            self._was_ready = True
+            self._on_ready()
+        if all(status.state is not ModelState.LOADING for status in states):
+            self._settled.set()
+        if self._was_ready and len(not_ready) < len(states):
+            self._status = ModelStatus(ModelState.READY)
+        elif not_ready:
+            self._status = _worst(not_ready)
+
+    def _adapt(self, signature: Signature) -> None:
+        try:
+            self._adapter = self._build_adapter(signature)
+        except StartupError as error:
+            self._on_failure(error)
+
+
+def _worst(states: Sequence[ModelStatus]) -> ModelStatus:
+    """What to say when no core process is ready: what is wrong for good before what will pass."""
+    return next((status for status in states if status.state is ModelState.FAILED), states[0])
