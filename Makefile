@@ -6,7 +6,7 @@ BIN := .venv/bin
 ENGINE ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' byoc_server/__init__.py)
 
-.PHONY: serve test lint types unit fuzz fuzz-brief container image-cpu image-gpu format bench bench-images clean
+.PHONY: serve test lint types unit fuzz fuzz-brief container image-cpu image-gpu format bench bench-images soak clean
 
 serve: .venv/.serve
 	$(BIN)/byoc serve
@@ -24,7 +24,7 @@ types: .venv/.dev
 
 unit: .venv/.dev
 	$(BIN)/coverage erase
-	$(BIN)/pytest --cov --cov-report=term -m 'not container'
+	$(BIN)/pytest --cov --cov-report=term -m 'not container and not soak'
 
 # Every decoder, two seconds each, two at a time: about 40 seconds. Skips, loudly, where atheris has no wheel.
 fuzz-brief: .venv/.dev
@@ -48,16 +48,26 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# All benchmarks but that of the images, one after the other: about 14 minutes. Needs wrk, and nothing else should run.
+# All benchmarks but that of the images, one after the other: about 25 minutes. Needs wrk, and nothing else should run.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.bench_overhead
+	$(BIN)/python -m benchmarks.bench_split
 	$(BIN)/python -m benchmarks.bench_batching
+	$(BIN)/python -m benchmarks.bench_defaults
+	$(BIN)/python -m benchmarks.bench_server_scenario
+	$(BIN)/python -m benchmarks.bench_lengths
+	$(BIN)/python -m benchmarks.bench_overload
 	$(BIN)/python -m benchmarks.bench_startup
 	$(BIN)/python -m benchmarks.bench_codecs
 	$(BIN)/python -m benchmarks.bench_stalls
 
 bench-images: .venv/.dev
 	$(BIN)/python -m benchmarks.bench_images --output benchmarks/images.json
+
+# What takes too long for every change: a million requests, and tests marked soak. About five minutes; needs wrk.
+soak: .venv/.dev
+	$(BIN)/python -m benchmarks.soak
+	$(BIN)/pytest -m soak
 
 clean:
 	rm -rf .venv build dist .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,24 +1,21 @@
 """How much of the hardware is left over: rows a second served, against ``session.run`` in a loop.
 
-64 connections send one record a request as ``application/x-npy``. The loop runs in a process of its own, with the same
-number of threads (one), at the batch size that is best for it: sizes 1, 2, 4 ... 256 are tried first, until three in a
-row bring no more. Rounds alternate between the two; figures are medians over the rounds, the ratio is the median of
-the ratios of each round.
+64 connections send one record a request as ``application/x-npy``; the server finds its batch size itself. The loop
+runs in a process of its own, with the same number of threads (one), at the batch size that is best for it: sizes 1, 2,
+4 ... 256 are tried first, until three in a row bring no more. Rounds alternate between the two; figures are medians
+over the rounds, the ratio is the median of the ratios of each round.
 
 Cores: an inference has one core for itself in both cases. The server's inference thread and the loop are pinned to one
-core, all other threads of the server (HTTP, decoding, encoding) and the load generator to the other. Python 3.11 does
-not tell the kernel the names of its threads, so the inference thread is found by what it does: of all threads but the
-main one, it is the one that uses most CPU time under load.
+core, all other threads of the server (HTTP, decoding, encoding) and the load generator to the other.
 
 What the load generator has not got at the end of a round does not count, which is at most one batch.
 
-Run: python -m benchmarks.bench_batching    (about 8 minutes; needs two cores and wrk)
+Run: python -m benchmarks.bench_batching    (about 7 minutes; needs two cores and wrk)
 """
 
 from __future__ import annotations
 
 import io
-import os
 import statistics
 import sys
 import tempfile
@@ -30,14 +27,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import models, offline, wrk
-from benchmarks.offline import OfflineLoop
-from benchmarks.processes import Server, byoc_command, serving, two_cores
+from benchmarks.processes import byoc_command, pin_inference, serving, two_cores
 from benchmarks.report import Goal, Report, Row, median_ratio, progress, run
 
 _CONNECTIONS = 64
 _THREADS = 1
-_BATCH_SIZES = tuple(2**power for power in range(9))
-_SIZES_WITHOUT_GAIN = 3
 _SEED = 1
 
 
@@ -68,8 +62,8 @@ class _Case:
 
 _IMAGE = (3, models.IMAGE_PIXELS, models.IMAGE_PIXELS)
 _FULL = (
-    _Case("MLP 512-2048-2048-1000", partial(models.mlp, widths=models.WIDE_MLP), (512,), 0.85, 7, 5, 3.0, 1.0),
-    _Case("ResNet-50", models.resnet50, _IMAGE, 0.95, 5, 20, 8.0, 2.0),
+    _Case("MLP 512-2048-2048-1000", partial(models.mlp, widths=models.WIDE_MLP), (512,), 0.92, 7, 5, 3.0, 1.0),
+    _Case("ResNet-50", models.resnet50, _IMAGE, 0.95, 3, 20, 8.0, 2.0),
 )
 _TINY_RESNET = partial(models.resnet, stages=(1, 1), width=8, pixels=32, classes=10)
 _QUICK = (
@@ -98,23 +92,23 @@ def measure(quick: bool) -> Report:
 def _measure_case(case: _Case) -> tuple[Row, list[float], list[float]]:
     """One model: its row of the table, and rows a second served and offline, round by round."""
     inference_core, other_core = two_cores()
-    request = wrk.Request("application/x-npy", _npy(case.record_shape))
+    request = wrk.Request("application/x-npy", npy_body((1, *case.record_shape)))
     loads: list[wrk.Load] = []
     looped: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         model_path = case.build(Path(folder) / "model.onnx")
         command = byoc_command("--threads", str(_THREADS), "--model", str(model_path))
         with (
-            offline.looping(model_path, _THREADS, inference_core) as loop,
+            offline.looping(model_path, _THREADS, {inference_core}) as loop,
             serving(command, {inference_core, other_core}) as server,
         ):
             serve = partial(wrk.load, server.port, request, _CONNECTIONS, case.served_s, other_core)
-            best_rows, looped_by_rows = _best_batch_size(loop, case)
-            _place(server, serve, inference_core, other_core)
+            best_rows, looped_by_rows = loop.sweep(case.name, case.sweep_s)
+            pin_inference(server, serve, inference_core, other_core)
             for number in range(case.rounds):
                 server.empty_log()
                 loads.append(serve())
-                looped.append(loop.rows_per_s(best_rows, case.offline_s))
+                looped.append(loop.run(best_rows, case.offline_s).rows_per_s)
                 figures = f"{loads[-1].requests_per_s:,.1f} rows/s served, {looped[-1]:,.1f} offline"
                 progress(f"{case.name}: round {number + 1} of {case.rounds}: {figures}")
     served = [load.requests_per_s for load in loads]
@@ -131,35 +125,11 @@ def _measure_case(case: _Case) -> tuple[Row, list[float], list[float]]:
     return row, served, looped
 
 
-def _npy(record_shape: Sequence[int]) -> bytes:
+def npy_body(shape: Sequence[int]) -> bytes:
+    """Random records as ``application/x-npy``, float32."""
     stream = io.BytesIO()
-    np.save(stream, np.random.default_rng(_SEED).standard_normal((1, *record_shape), dtype=np.float32))
+    np.save(stream, np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32))
     return stream.getvalue()
-
-
-def _best_batch_size(loop: OfflineLoop, case: _Case) -> tuple[int, dict[int, float]]:
-    """The batch size with most rows a second, and the rows a second of every size tried."""
-    rows_per_s: dict[int, float] = {}
-    best_rows = without_gain = 0
-    for rows in _BATCH_SIZES:
-        rows_per_s[rows] = loop.rows_per_s(rows, case.sweep_s)
-        progress(f"{case.name}: {rows_per_s[rows]:,.1f} rows/s offline in batches of {rows}")
-        best_rows = max(rows_per_s, key=rows_per_s.__getitem__)
-        without_gain = 0 if best_rows == rows else without_gain + 1
-        if without_gain == _SIZES_WITHOUT_GAIN:
-            break
-    return best_rows, rows_per_s
-
-
-def _place(server: Server, serve: Callable[[], object], inference_core: int, other_core: int) -> None:
-    """Load the server once, and pin its threads by what they did meanwhile."""
-    before_s = server.thread_cpu_s()
-    serve()
-    used_s = {thread: cpu_s - before_s.get(thread, 0.0) for thread, cpu_s in server.thread_cpu_s().items()}
-    # a model that is quick enough runs on the event loop
-    inference_thread = max(used_s.keys() - {server.pid}, key=used_s.__getitem__, default=server.pid)
-    for thread in used_s:
-        os.sched_setaffinity(thread, {inference_core if thread == inference_thread else other_core})
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ def ping() -> bytes:
 
 
 def invocation(media_type: str, body: bytes) -> bytes:
-    """An invocation, as it goes over the wire."""
+    """An invocation, as it goes over the wire; the answer is to come in the same format."""
     head = (
         "POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-        f"Content-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: {media_type}\r\nAccept: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 

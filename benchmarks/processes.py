@@ -47,11 +47,16 @@ class Server:
 
     def resident_bytes(self) -> int:
         """Resident memory of all its processes; pages they share count in each."""
-        return sum(_resident_bytes(pid) for pid in process_tree(self.pid))
+        return sum(resident_bytes(pid) for pid in process_tree(self.pid))
+
+    def open_descriptors(self) -> int:
+        """Descriptors that its processes have open."""
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in process_tree(self.pid))
 
     def thread_cpu_s(self) -> dict[int, float]:
-        """CPU time of every thread of its first process, by the number of the thread."""
-        return {int(task.name): _cpu_s(task / "stat") for task in Path(f"/proc/{self.pid}/task").iterdir()}
+        """CPU time of every thread of all its processes, by the number of the thread."""
+        tasks = [task for pid in process_tree(self.pid) for task in Path(f"/proc/{pid}/task").iterdir()]
+        return {int(task.name): _cpu_s(task / "stat") for task in tasks}
 
     def empty_log(self) -> None:
         """Forget the log, which a request log makes large."""
@@ -93,6 +98,27 @@ def serving(command: Sequence[str], cores: set[int]) -> Iterator[Server]:
             _stop(process)
 
 
+def pin_inference(server: Server, load: Callable[[], object], inference_core: int, other_core: int) -> None:
+    """Give the thread of a server that runs the model a core for itself, and all others another one.
+
+    Python 3.11 does not tell the kernel the names of its threads, so the inference thread is found by what it does: of
+    all threads but the main ones, it is the one that uses most CPU time under load.
+
+    Args:
+        server: one process of it runs the model.
+        load: puts load on it, for long enough to tell its threads apart.
+        inference_core: for the inference thread; where there are none but main threads, for the busiest of them, as a
+            model that is quick enough runs on the event loop.
+        other_core: for all others.
+    """
+    before_s = server.thread_cpu_s()
+    load()
+    used_s = {thread: cpu_s - before_s.get(thread, 0.0) for thread, cpu_s in server.thread_cpu_s().items()}
+    inference_thread = max(used_s.keys() - {*process_tree(server.pid)} or used_s, key=used_s.__getitem__)
+    for thread in used_s:
+        os.sched_setaffinity(thread, {inference_core if thread == inference_thread else other_core})
+
+
 def two_cores() -> tuple[int, int]:
     """The first two cores this process may use: one for what is measured, one for what measures.
 
@@ -128,7 +154,8 @@ def _cpu_s(path: Path) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
-def _resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process; 0 for a zombie."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

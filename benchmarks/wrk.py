@@ -65,7 +65,7 @@ class Load:
         return self.requests / self.duration_s
 
 
-def load(port: int, request: Request, connections: int, duration_s: int, core: int) -> Load:
+def load(port: int, request: Request, connections: int, duration_s: int, core: int | None) -> Load:
     """Load a server on 127.0.0.1.
 
     Args:
@@ -73,7 +73,7 @@ def load(port: int, request: Request, connections: int, duration_s: int, core: i
         request: to send.
         connections: held open, each with one request under way.
         duration_s: whole seconds.
-        core: where the load generator runs.
+        core: where the load generator runs; ``None`` for any.
 
     Raises:
         BenchmarkError: wrk is missing or failed, or a request was not answered well.
@@ -83,7 +83,8 @@ def load(port: int, request: Request, connections: int, duration_s: int, core: i
     with tempfile.TemporaryDirectory() as folder:
         script_path = Path(folder) / "request.lua"
         script_path.write_text(script(request))
-        command = ["taskset", "--cpu-list", str(core), "wrk", "--threads", "1", "--connections", str(connections)]
+        command = [] if core is None else ["taskset", "--cpu-list", str(core)]
+        command += ["wrk", "--threads", "1", "--connections", str(connections)]
         command += ["--duration", f"{duration_s}s", "--timeout", f"{_TIMEOUT_S}s", "--script", str(script_path)]
         command.append(f"http://127.0.0.1:{port}/invocations")
         done = subprocess.run(command, capture_output=True, text=True, timeout=duration_s + _GRACE_S, check=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from benchmarks import environment, models, paced, report, wrk
+from benchmarks import environment, models, offline, open_loop, paced, report, wrk
 from benchmarks.fuzz import __main__ as fuzz_command
 from benchmarks.fuzz import decoders, findings
 from benchmarks.processes import ENVIRONMENT, process_tree, stat_fields
@@ -65,6 +66,31 @@ def test_residual_network_keeps_its_activations_finite(tmp_path: Path) -> None:
     assert output.shape == (3, 10)
     assert np.isfinite(output).all()
     assert 1e-3 < np.abs(output).max() < 1e3
+
+
+def test_the_encoder_passes_over_what_its_mask_hides(tmp_path: Path) -> None:
+    path = models.encoder(tmp_path / "encoder.onnx", layers=2, width=32, heads=4, words=100, positions=16)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def embed(hidden: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        ids = np.random.default_rng(1).integers(1, 100, (3, 10))
+        tensors = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        hiding = [np.pad(array, ((0, 0), (0, hidden))) for array in tensors.values()]
+        (output,) = session.run(None, dict(zip(tensors, hiding, strict=True)))
+        assert isinstance(output, np.ndarray)
+        return output
+
+    assert embed(0).shape == (3, 32)
+    assert 1e-2 < np.abs(embed(0)).max() < 1e2
+    np.testing.assert_allclose(embed(6), embed(0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_encoder_of_sentence_embeddings_has_the_size_of_a_real_one(tmp_path: Path) -> None:
+    """6 layers of 384 * 384 * 12 weights, and 30,000 words of 384 (MiniLM-L6-H384: 22.7 million)."""
+    graph = onnx.load(str(models.encoder6(tmp_path / "encoder.onnx"))).graph
+    weights = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
+    assert 22.0e6 < weights < 23.0e6
 
 
 @pytest.mark.slow
@@ -210,6 +236,66 @@ def test_other_answers_than_200_fail_the_benchmark() -> None:
             pass
 
 
+def test_random_arrivals_have_their_rate_and_come_again_with_their_seed() -> None:
+    due_s = open_loop.poisson_s(rate_per_s=1000, duration_s=5, seed=1)
+    assert due_s == sorted(due_s)
+    assert len(due_s) == 5000
+    assert due_s[-1] == pytest.approx(5, rel=0.1)
+    assert due_s == open_loop.poisson_s(rate_per_s=1000, duration_s=5, seed=1)
+    assert due_s != open_loop.poisson_s(rate_per_s=1000, duration_s=5, seed=2)
+
+
+def test_an_open_loop_reads_whole_answers() -> None:
+    with answering(b"HTTP/1.1 200 OK\r\ncontent-le", b"ngth: 3\r\n\r\na", b"bc") as port:
+        replies = open_loop.send(port, paced.ping(), [0.0, 0.01, 0.01], connections=2, patience_s=20)
+    assert len(replies.latencies_s()) == 3
+    assert not replies.refusals_s()
+    assert replies.unanswered == 0
+    assert 0 < replies.p99_s() < 20
+
+
+def test_an_open_loop_counts_from_when_a_request_was_due() -> None:
+    """All are due at once on one connection: each waits for those before it, and left late."""
+    with answering(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n", b"\r\n") as port:
+        replies = open_loop.send(port, paced.ping(), [0.0] * 5, connections=1, patience_s=20)
+    refusals_s = replies.refusals_s()
+    assert len(refusals_s) == 5
+    assert refusals_s == sorted(refusals_s)
+    assert refusals_s[-1] > 5 * 0.001
+    assert replies.late_p99_s() > 4 * 0.001
+    assert replies.p99_s() == math.inf
+
+
+def test_an_open_loop_gives_up_on_answers_that_do_not_come() -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n") as port:
+        replies = open_loop.send(port, paced.ping(), [0.0, 0.0], connections=1, patience_s=0.05)
+    assert replies.unanswered == 2
+    assert replies.p99_s() == math.inf
+
+
+def test_other_answers_fail_an_open_loop() -> None:
+    with (
+        answering(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n") as port,
+        pytest.raises(report.BenchmarkError, match="500"),
+    ):
+        open_loop.send(port, paced.ping(), [0.0], connections=1, patience_s=20)
+
+
+@pytest.mark.parametrize(("count", "slow", "expected"), [(100, 1, 1), (100, 2, 9), (1, 0, 1), (1000, 10, 1)])
+def test_p99_leaves_no_more_than_a_hundredth_above(count: int, slow: int, expected: int) -> None:
+    assert open_loop.p99([9] * slow + [1] * (count - slow)) == expected
+
+
+def test_the_offline_loop_tells_rows_and_cpu_time(tmp_path: Path) -> None:
+    model_path = models.mlp(tmp_path / "mlp.onnx", models.TINY_MLP)
+    with offline.looping(model_path, 1, os.sched_getaffinity(0)) as loop:
+        pace = loop.run(rows=4, seconds=0.05)
+        best_rows, rows_per_s = loop.sweep("MLP", seconds=0.001)
+    assert pace.rows_per_s > 0
+    assert pace.cpu_us_per_row > 0
+    assert rows_per_s[best_rows] == max(rows_per_s.values())
+
+
 def test_findings_are_told_apart_and_the_shortest_input_of_each_is_kept(tmp_path: Path) -> None:
     found = findings.Findings(tmp_path)
     for data, reason in ((b"long", "7 bytes"), (b"s", "12 bytes"), (b"medium", "7 bytes"), (b"other", "no text")):
@@ -321,13 +407,25 @@ def run_quickly(name: str, output: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="needs the load generator wrk")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-@pytest.mark.parametrize("name", ["bench_batching", "bench_overhead", "bench_startup"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bench_batching",
+        "bench_defaults",
+        "bench_overhead",
+        "bench_overload",
+        "bench_server_scenario",
+        "bench_split",
+        "bench_startup",
+        "soak",
+    ],
+)
 def test_benchmarks_run(name: str, tmp_path: Path) -> None:
     run_quickly(name, tmp_path / "results" / f"{name}.json")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-@pytest.mark.parametrize("name", ["bench_codecs", "bench_stalls"])
+@pytest.mark.parametrize("name", ["bench_codecs", "bench_lengths", "bench_stalls"])
 def test_benchmarks_without_wrk_run(name: str, tmp_path: Path) -> None:
     run_quickly(name, tmp_path / "results" / f"{name}.json")
