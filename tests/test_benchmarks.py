@@ -404,6 +404,10 @@ def run_quickly(name: str, output: Path) -> None:
     assert result["environment"]["cpu"]
 
 
+LONG = ("bench_overload", "bench_server_scenario", "bench_split", "soak")
+"""Benchmarks whose short run is no short one."""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="needs the load generator wrk")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
@@ -413,11 +417,8 @@ def run_quickly(name: str, output: Path) -> None:
         "bench_batching",
         "bench_defaults",
         "bench_overhead",
-        "bench_overload",
-        "bench_server_scenario",
-        "bench_split",
         "bench_startup",
-        "soak",
+        *[pytest.param(name, marks=pytest.mark.soak) for name in LONG],
     ],
 )
 def test_benchmarks_run(name: str, tmp_path: Path) -> None:
