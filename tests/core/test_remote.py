@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -19,11 +20,11 @@ from onnx import TensorProto
 
 from byoc_server.batching.policy import BatchBounds
 from byoc_server.batching.profile import BatchProfile
-from byoc_server.core import core_link, remote
+from byoc_server.core import core_link, handshake, remote
 from byoc_server.core import service as service_module
 from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.core.core_link import SHARED_FROM_BYTES
-from byoc_server.core.handshake import Meeting, open_meeting
+from byoc_server.core.handshake import HandshakeError, Meeting, open_meeting
 from byoc_server.core.local import LocalClient
 from byoc_server.core.remote import RemoteClient
 from byoc_server.core.service import CoreService
@@ -554,6 +555,69 @@ def test_nonsense_ends_the_connection_and_not_the_server(
         await split.until(lambda: "nonsense" in caplog.text)
         await split.until(lambda: split.link not in split.front._links or split.front.status.state is ModelState.READY)
         await split.until(lambda: split.link._link is not None and split.front.status.state is ModelState.READY)
+        assert isinstance(await split.infer({"x": np.ones((1, 1), np.float32)}), dict)
+
+    run(identity_model, main)
+
+
+def test_a_core_that_takes_nothing_is_sent_no_more(identity_model: Callable[[], Model]) -> None:
+    """What it does not take would wait in this process' memory."""
+
+    async def main(split: Split) -> None:
+        link = split.link._link
+        assert link is not None
+        link.pause_writing()  # as the transport does when as much waits as may
+        with pytest.raises(Overloaded, match="keep up"):
+            split.front.infer({"x": np.ones((1, 1), np.float32)}, 1, lambda _: None, FAR_S)
+        link.resume_writing()
+        assert isinstance(await split.infer({"x": np.ones((1, 1), np.float32)}), dict)
+
+    run(identity_model, main)
+
+
+@pytest.mark.parametrize("outputs", [{}, {"y": np.zeros((1, 1), np.complex64)}], ids=["missing", "of no known dtype"])
+def test_outputs_that_cannot_be_sent(identity_model: Callable[[], Model], outputs: Tensors) -> None:
+    def load() -> Model:
+        return replace(identity_model(), infers=(lambda _: outputs,))
+
+    async def main(split: Split) -> None:
+        outcome = await split.infer({"x": np.ones((1, 1), np.float32)})
+        assert isinstance(outcome, InferenceFailed)
+        assert "KeyError" in str(outcome.__cause__)
+
+    run(load, main)
+
+
+def test_a_stranger_at_the_other_end_is_left_and_the_core_found(
+    identity_model: Callable[[], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a failure that nobody has thought of."""
+    failures: list[Exception] = [HandshakeError("a stranger"), ZeroDivisionError()]
+    connect = handshake.connect
+
+    async def fail_at_first(address: bytes) -> socket.socket:
+        if failures:
+            raise failures.pop()
+        return await connect(address)
+
+    monkeypatch.setattr(core_link, "connect", fail_at_first)
+
+    async def main(split: Split) -> None:
+        assert isinstance(await split.infer({"x": np.ones((1, 1), np.float32)}), dict)
+        assert failures == []
+
+    run(identity_model, main)
+
+
+def test_who_connects_without_a_word_is_not_waited_for(
+    identity_model: Callable[[], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(split: Split) -> None:
+        stranger = await handshake.connect(split.meeting.addresses[0])
+        service = split.cores[0].service
+        await split.until(lambda: len(service._fronts) == 2)
+        stranger.close()
+        await split.until(lambda: len(service._fronts) == 1)
         assert isinstance(await split.infer({"x": np.ones((1, 1), np.float32)}), dict)
 
     run(identity_model, main)
