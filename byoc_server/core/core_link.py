@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 SHARED_FROM_BYTES = 32 * 1024
 """Larger tensors go through shared memory: two copies by the kernel cost more than one place found and given back."""
-_SILENT_TICKS = 5
-"""A ready core process says something at every tick; one that misses so many in a row stands still."""
 _RETRY_S = 0.1
 
 
@@ -39,7 +37,6 @@ class CoreLink:
         secret: of the processes of this server.
         memory_bytes: of large inputs on their way.
         on_change: told on the event loop when the status has changed.
-        on_silence: told the id of a process that was ready and then has said nothing for some seconds.
 
     Attributes:
         status: of its model.
@@ -53,19 +50,16 @@ class CoreLink:
         secret: bytes,
         memory_bytes: int,
         on_change: Callable[[], None],
-        on_silence: Callable[[int], None],
     ) -> None:
         self._address = address
         self._secret = secret
         self._memory_bytes = memory_bytes
         self._on_change = on_change
-        self._on_silence = on_silence
         self._loop = asyncio.get_running_loop()
         self.status = ModelStatus(ModelState.LOADING, "the model is loading")
         self.signature: Signature | None = None
         self.rows = 0
         self._load_s = 1.0
-        self._pid = 0
         self._link: Link | None = None
         self._pending: dict[int, tuple[Reply, int]] = {}
         self._number = 0
@@ -73,7 +67,6 @@ class CoreLink:
         self._outputs = TensorLayout(())
         self._own: OwnMemory | None = None
         self._peer: PeerMemory | None = None
-        self._heard = self._silent_ticks = 0
 
     async def run(self) -> None:
         """Stay connected, for ever."""
@@ -118,9 +111,9 @@ class CoreLink:
         layout = self._inputs
         plan = layout.plan(tensors)
         flags = URGENT if urgent else 0
-        if plan.nbytes is not None and plan.nbytes >= SHARED_FROM_BYTES:
-            assert self._own is not None  # there is one as long as there is a link
-            place = self._own.put(tensors, layout, plan)
+        own = self._own
+        if plan.nbytes is not None and plan.nbytes >= SHARED_FROM_BYTES and own is not None and own.holds(plan):
+            place = own.put(tensors, layout, plan)
             if place is None:
                 raise Overloaded("the memory for requests on their way to the model is full")
             flags |= SHARED
@@ -132,20 +125,6 @@ class CoreLink:
         self._pending[number] = reply, rows
         self.rows += rows
         return partial(self._cancel, number)
-
-    def tick(self) -> None:
-        """A second has passed. Counted in ticks of this process: when the whole machine was stopped, both were."""
-        link = self._link
-        if link is None or self.status.state is not ModelState.READY:
-            return
-        if link.heard != self._heard:
-            self._heard, self._silent_ticks = link.heard, 0
-            return
-        self._silent_ticks += 1
-        if self._silent_ticks >= _SILENT_TICKS:
-            logger.error("a core process does not answer any more", extra={"event": "core_silent"})
-            self._on_silence(self._pid)
-            link.abort()
 
     def close(self) -> None:
         """End the connection."""
@@ -184,19 +163,17 @@ class CoreLink:
             reply = self._done(number)
             if reply is not None:
                 _reply(reply, read_error(buffer[begin:end]))
-        elif kind == Kind.STATUS and end > begin:
+        elif kind == Kind.STATUS:
             self._on_status(buffer[begin:end])
 
     def _on_status(self, payload: bytes) -> None:
         wire = orjson.loads(payload.rstrip(b"\0"))
         self.status = read_status(wire)
-        self._pid = wire["pid"]
         if "signature" in wire:
             self.signature = signature = read_signature(wire["signature"])
             self._load_s = wire["load_s"]
             self._inputs = TensorLayout([spec.name for spec in signature.inputs])
             self._outputs = TensorLayout([spec.name for spec in signature.outputs])
-        self._silent_ticks = 0
         self._on_change()
 
     def _lost(self) -> None:

@@ -2,9 +2,10 @@
 
 ::
 
-    header, 32 bytes, little-endian                       payload
-    payload bytes u32 | kind u8 | flags u8 | model u16 |   descriptor of the tensors (see ``layout``), then their data,
-    rows u32 | descriptor bytes u32 | id u64 | deadline f64 or where it lies in shared memory; or JSON
+    header, 40 bytes, little-endian                       payload
+    payload bytes u64 | kind u8 | flags u8 | model u16 |   descriptor of the tensors (see ``layout``), then their data,
+    rows u32 | id u64 | deadline f64 | descriptor bytes    or where it lies in shared memory; or JSON
+    u32 | four bytes of nothing
 
 Every part of a payload is filled up to eight bytes, so that each array lies aligned in what was read. Both ends are
 processes of one server, of one version: there is nothing to negotiate, and a frame that makes no sense ends the
@@ -16,9 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from struct import Struct
 
-HEADER = Struct("<IBBHIIQd")
+HEADER = Struct("<QBBHIQdI4x")
 ALIGNMENT_BYTES = 8
-MAX_PAYLOAD_BYTES = 2**32 - ALIGNMENT_BYTES
 
 URGENT = 1
 """Flag of ``Kind.INFER``: it goes before requests that are not urgent."""
@@ -30,7 +30,7 @@ class Kind:
     """What a frame is, in one byte. The id is that of the request, but for ``FREE``."""
 
     STATUS = 1
-    """Core to front: state of the model as JSON; also a sign of life, without a payload when nothing has changed."""
+    """Core to front: state of the model as JSON, whenever it changes."""
     INFER = 2
     """Front to core: the inputs of one request."""
     OUTPUTS = 3
@@ -55,7 +55,7 @@ end."""
 def frame(kind: int, payload: bytes = b"", number: int = 0) -> bytes:
     """A frame without tensors."""
     payload += bytes(-len(payload) % ALIGNMENT_BYTES)
-    return HEADER.pack(len(payload), kind, 0, 0, 0, 0, number, 0.0) + payload
+    return HEADER.pack(len(payload), kind, 0, 0, 0, number, 0.0, 0) + payload
 
 
 def tensor_frame(
@@ -63,7 +63,7 @@ def tensor_frame(
 ) -> bytes:
     """A frame with tensors. Descriptor and data fill whole units of eight bytes each."""
     size = len(descriptor) + len(data)
-    return HEADER.pack(size, kind, flags, 0, rows, len(descriptor), number, deadline_s) + descriptor + data
+    return HEADER.pack(size, kind, flags, 0, rows, number, deadline_s, len(descriptor)) + descriptor + data
 
 
 class FrameReader:
@@ -90,7 +90,7 @@ class FrameReader:
         begin, size = 0, len(data)
         needed_bytes = HEADER.size
         while size - begin >= HEADER.size:
-            payload_bytes, kind, flags, _, rows, descriptor_bytes, number, deadline_s = HEADER.unpack_from(data, begin)
+            payload_bytes, kind, flags, _, rows, number, deadline_s, descriptor_bytes = HEADER.unpack_from(data, begin)
             if payload_bytes % ALIGNMENT_BYTES or descriptor_bytes > payload_bytes:
                 raise FrameError(f"a header with {payload_bytes} bytes of payload, {descriptor_bytes} of descriptor")
             payload = begin + HEADER.size

@@ -24,7 +24,6 @@ class Link(asyncio.Protocol):
 
     Attributes:
         closed: done when the connection has ended.
-        heard: how many times something came.
         congested: the other end does not take what is sent; what is sent all the same waits in memory.
     """
 
@@ -35,7 +34,6 @@ class Link(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self.closed: asyncio.Future[None] = self._loop.create_future()
-        self.heard = 0
         self.congested = False
 
     async def open(self, connection: socket.socket) -> None:
@@ -68,7 +66,6 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand on the frames that are complete."""
-        self.heard += 1
         try:
             for frame in self._reader.feed(data):
                 self._on_frame(frame)

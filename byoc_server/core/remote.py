@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from byoc_server.batching.batcher import Cancel
 from byoc_server.batching.policy import Reply
@@ -18,7 +18,7 @@ from byoc_server.types import Signature, Tensors
 
 logger = logging.getLogger(__name__)
 
-_TICK_S = 1.0
+_PATIENCE_S = 1.0
 
 
 class RemoteClient:
@@ -32,7 +32,7 @@ class RemoteClient:
         build_adapter: what clients see of a model with this signature.
         on_failure: told on the event loop when the adapter cannot be built.
         on_ready: told on the event loop when all core processes are ready for the first time.
-        on_silence: told the number of a core and the id of its process, which stands still.
+        ready_before: all core processes have been ready before this process was there.
     """
 
     def __init__(
@@ -42,18 +42,17 @@ class RemoteClient:
         build_adapter: Callable[[Signature], Adapter],
         on_failure: Callable[[StartupError], None],
         on_ready: Callable[[], None],
-        on_silence: Callable[[int, int], None],
+        *,
+        ready_before: bool = False,
     ) -> None:
         self._build_adapter = build_adapter
         self._on_failure = on_failure
         self._on_ready = on_ready
         self._adapter: Adapter | None = None
-        self._was_ready = False
+        self._all_were_ready = ready_before
+        self._told_ready = False
         self._settled = asyncio.Event()
-        self._links = [
-            CoreLink(address, meeting.secret, memory_bytes, self._changed, partial(on_silence, index))
-            for index, address in enumerate(meeting.addresses)
-        ]
+        self._links = [CoreLink(address, meeting.secret, memory_bytes, self._changed) for address in meeting.addresses]
         self._status = self._links[0].status
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -80,11 +79,14 @@ class RemoteClient:
     def start(self) -> None:
         """Look for the core processes, now and whenever one has ended."""
         self._tasks = [asyncio.create_task(link.run()) for link in self._links]
-        self._tasks.append(asyncio.create_task(self._watch()))
 
     async def settled(self) -> None:
-        """Wait until all core processes have loaded the model, well or badly."""
-        await self._settled.wait()
+        """Wait until all core processes have loaded the model, well or badly, but for a second at most.
+
+        That is longer than those that are there need to say so. Of others clients had better hear now.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), _PATIENCE_S)
 
     def close(self) -> bool:
         """End the connections; nothing runs in this process."""
@@ -94,27 +96,23 @@ class RemoteClient:
             link.close()
         return True
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(_TICK_S)
-            for link in self._links:
-                link.tick()
-
     def _changed(self) -> None:
         """Some core process has changed its state."""
         states = [link.status for link in self._links]
         not_ready = [status for status in states if status.state is not ModelState.READY]
         if len(not_ready) < len(states) and self._adapter is None:
             self._adapt(next(link.signature for link in self._links if link.signature is not None))
-        if not not_ready and self._adapter is not None and not self._was_ready:
-            self._was_ready = True
-            self._on_ready()
         if all(status.state is not ModelState.LOADING for status in states):
             self._settled.set()
-        if self._was_ready and len(not_ready) < len(states):
-            self._status = ModelStatus(ModelState.READY)
-        elif not_ready:
-            self._status = _worst(not_ready)
+        self._all_were_ready |= not not_ready
+        if not (self._all_were_ready and len(not_ready) < len(states)) or self._adapter is None:
+            if not_ready:
+                self._status = _worst(not_ready)
+            return
+        self._status = ModelStatus(ModelState.READY)
+        if not self._told_ready:
+            self._told_ready = True
+            self._on_ready()
 
     def _adapt(self, signature: Signature) -> None:
         try:

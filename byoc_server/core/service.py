@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +28,7 @@ from byoc_server.types import Tensors
 logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0
-"""How often front processes hear from this one, whatever happens."""
+"""How often it is looked whether the model can still be run."""
 
 
 class CoreService:
@@ -60,6 +59,7 @@ class CoreService:
         self._longest_run_s = longest_run_s
         self._on_loss = on_loss
         self._fronts: set[asyncio.Task[None]] = set()
+        self._strangers: set[asyncio.Task[None]] = set()  # who has not introduced itself yet
         self._links: set[Link] = set()
         self._was_ready = False
 
@@ -71,6 +71,8 @@ class CoreService:
         try:
             await stopped.wait()
             accepting.cancel()
+            for task in self._strangers:
+                task.cancel()
             while self._fronts:
                 await asyncio.wait(self._fronts)
         finally:
@@ -79,7 +81,7 @@ class CoreService:
 
     @property
     def _status_frame(self) -> bytes:
-        wire: dict[str, Any] = {**write_status(self._client.status), "pid": os.getpid()}
+        wire: dict[str, Any] = write_status(self._client.status)
         if self._client.status.state is ModelState.READY:
             wire["signature"] = write_signature(self._client.adapter.model_signature)
             wire["load_s"] = self._client.load_s
@@ -91,7 +93,9 @@ class CoreService:
             connection, _ = await loop.sock_accept(self._listener)
             task = loop.create_task(self._serve_front(connection))
             self._fronts.add(task)
+            self._strangers.add(task)
             task.add_done_callback(self._fronts.discard)
+            task.add_done_callback(self._strangers.discard)
 
     async def _settle(self) -> None:
         await self._client.settled()
@@ -102,9 +106,6 @@ class CoreService:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            alive = frame(Kind.STATUS)
-            for link in self._links:
-                link.send(alive)
             status = self._client.status
             if self._was_ready and status.state is ModelState.FAILED:
                 self._on_loss(status.reason)
@@ -118,6 +119,9 @@ class CoreService:
         own = peer = None
         try:
             peer_descriptor = await meet(connection, self._secret)
+            task = asyncio.current_task()
+            assert task is not None
+            self._strangers.discard(task)
             peer = front.peer = PeerMemory(peer_descriptor, front.free_peer)
             own = front.own = OwnMemory(self._memory_bytes)
             introduce(connection, self._secret, own.descriptor)
@@ -201,19 +205,23 @@ class _Front:
         if isinstance(outcome, ByocError):
             self._send_error(number, outcome)
             return
-        layout = self._outputs or self._layouts()[1]
         try:
-            plan = layout.plan(outcome)
-        except KeyError as error:
+            self._send_outputs(number, rows, outcome)
+        except Exception as error:  # whatever is wrong with them: somebody waits for an answer
             failed = InferenceFailed("the model failed on this request")
             failed.__cause__ = error
             self._send_error(number, failed)
-            return
+
+    def _send_outputs(self, number: int, rows: int, outputs: Tensors) -> None:
+        layout = self._outputs or self._layouts()[1]
+        plan = layout.plan(outputs)
         place = None
         if plan.nbytes is not None and plan.nbytes >= SHARED_FROM_BYTES:
-            place = self.own.put(outcome, layout, plan)
-        data = layout.data(outcome, plan) if place is None else place.to_bytes(8, "little")
-        flags = 0 if place is None else SHARED
+            place = self.own.put(outputs, layout, plan)
+        if place is None:
+            data, flags = layout.data(outputs, plan), 0
+        else:
+            data, flags = place.to_bytes(8, "little"), SHARED
         self.link.send(tensor_frame(Kind.OUTPUTS, flags, rows, number, 0.0, plan.descriptor, data))
 
     def _send_error(self, number: int, error: ByocError) -> None:

@@ -22,7 +22,7 @@ from byoc_server.core.free_list import FreeList
 from byoc_server.core.layout import Plan, TensorLayout
 from byoc_server.types import Array, Tensors
 
-_KEPT_BYTES = 64 * 1024 * 1024
+_KEPT_BYTES = 16 * 1024 * 1024
 """Pages up to here stay when nothing is in use any more; new ones would have to be zeroed."""
 
 
@@ -58,6 +58,10 @@ class OwnMemory:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether tensors of this size fit in at all."""
+        return plan.spread_bytes <= len(self._map)
 
     def put(self, tensors: Tensors, layout: TensorLayout, plan: Plan) -> int | None:
         """Copy tensors to a free place; its offset, or ``None`` if there is none."""

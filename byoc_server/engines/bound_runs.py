@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from byoc_server.engines.onnx_runtime import ort
+from byoc_server.engines.onnx_runtime import ort, run_options
 from byoc_server.engines.page_locked import Empty
 from byoc_server.types import STRING, Array, Tensors, TensorSpec
 
@@ -194,18 +194,6 @@ class _Buffers:
             value.update_inplace(array)
         self._session.run_with_iobinding(self._binding, self._options)
         return {name: _own(value.numpy()) for name, value in self._outputs}
-
-
-def run_options(graph: int | None) -> ort.RunOptions:
-    """Options of a run.
-
-    Args:
-        graph: which CUDA graph it captures or replays; ``None`` for a session without.
-    """
-    options = ort.RunOptions()
-    if graph is not None:
-        options.add_run_config_entry("gpu_graph_id", str(graph))
-    return options
 
 
 def all_numeric(specs: Sequence[TensorSpec]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from byoc_server.engines.base import GpuOptions
-from byoc_server.engines.bound_runs import BoundRuns, all_numeric, run_options, undetermined_output
+from byoc_server.engines.bound_runs import BoundRuns, all_numeric, undetermined_output
 from byoc_server.engines.gpu_failure import (
     WITHOUT_GRAPHS,
     explain_gpu_failure,
@@ -13,7 +13,7 @@ from byoc_server.engines.gpu_failure import (
     is_out_of_memory,
     why_no_graph,
 )
-from byoc_server.engines.onnx_runtime import engine_facts, ort, session_specs
+from byoc_server.engines.onnx_runtime import engine_facts, ort, run_options, session_specs
 from byoc_server.engines.page_locked import page_locked_arrays
 from byoc_server.engines.providers import Device
 from byoc_server.errors import GpuUnavailable, ModelLoadError
@@ -41,7 +41,7 @@ class GpuEngine:
             "cuda_graphs": gpu.cuda_graphs,
         }
         self._session = session
-        self._run_options = run_options(None)
+        self._run_options = run_options()
         self._output_names = [spec.name for spec in self.outputs]
         obstacle = undetermined_output(session)
         if not obstacle and not all_numeric((*self.inputs, *self.outputs)):

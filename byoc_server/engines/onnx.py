@@ -10,7 +10,7 @@ from byoc_server.engines.base import Engine, EngineOptions
 from byoc_server.engines.gpu_engine import GpuEngine
 from byoc_server.engines.gpu_session import open_on_gpu
 from byoc_server.engines.one_thread import OneThread
-from byoc_server.engines.onnx_runtime import engine_facts, load_error, ort, session_options, session_specs
+from byoc_server.engines.onnx_runtime import engine_facts, load_error, ort, run_options, session_options, session_specs
 from byoc_server.engines.providers import CPU, Device, choose_device
 from byoc_server.types import Tensors
 
@@ -54,8 +54,7 @@ class OnnxEngine:
 
     def __init__(self, session: ort.InferenceSession, threads: int) -> None:
         self._session = session
-        # ONNX Runtime makes new ones for every run that comes without, which costs a tenth of a small run.
-        self._run_options = ort.RunOptions()
+        self._run_options = run_options()
         self.inputs, self.outputs = session_specs(session)
         self.facts: Mapping[str, object] = engine_facts(session, Device.CPU, threads)
         self._output_names = [spec.name for spec in self.outputs]

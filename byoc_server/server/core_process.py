@@ -54,14 +54,19 @@ async def run_core(
         meeting.listeners[index],
         meeting.secret,
         settings.max_queue_mib * MIB,
-        settings.request_timeout_s + _HANG_MARGIN_S,
-        _give_up,
+        longest_run_s(settings),
+        give_up,
     )
     await service.serve(stopped)
     return client.close()
 
 
-def _give_up(reason: str) -> None:
+def longest_run_s(settings: Settings) -> float:
+    """How long a batch may run, in seconds."""
+    return settings.request_timeout_s + _HANG_MARGIN_S
+
+
+def give_up(reason: str) -> None:
     """End at once: another process takes the place of this one, and can do what this one cannot any more."""
     logger.error("this process cannot run the model any more and ends: %s", reason, extra={"event": "core_lost"})
     exit_now(1)

@@ -33,8 +33,9 @@ from byoc_server.core.remote import RemoteClient
 from byoc_server.errors import StartupError
 from byoc_server.http.app import App
 from byoc_server.models.adapter import adapter_for
-from byoc_server.server.core_process import run_core
+from byoc_server.server.core_process import give_up, longest_run_s, run_core
 from byoc_server.server.draining import DrainingServer
+from byoc_server.server.heartbeat import BEAT_S, Heartbeat, MissedBeats
 from byoc_server.server.listener import BACKLOG
 from byoc_server.server.readiness import ReadinessBoard
 from byoc_server.server.roster import Kind, Role, Roster
@@ -109,9 +110,11 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # gunicorn ships no types
                 load = model_loader(settings, application.model_path, application.workers.threads)
                 return local_client(settings, load, fail, ready)
             adapt = partial(adapter_for, application.model_path)
-            return RemoteClient(application.meeting, settings.max_queue_mib * MIB, adapt, fail, ready, board.set_silent)
+            return RemoteClient(
+                application.meeting, settings.max_queue_mib * MIB, adapt, fail, ready, ready_before=board.all_were_ready
+            )
 
-        app = self.config.app = App(settings, open_client, lambda: board.all_ready, ready_first=board.any_ready)
+        app = self.config.app = App(settings, open_client, lambda: board.all_were_ready, ready_first=board.any_ready)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)  # SIGINT, from the parent
 
@@ -120,7 +123,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # gunicorn ships no types
             if not server.started and server.failure is None:
                 exit_now(0)  # a replacement that still loads; uvicorn would finish its start first
 
-        beat = loop.create_task(self._beat(end, lambda: server.should_exit))
+        beat = loop.create_task(self._beat(self.notify, end, lambda: server.should_exit))
         await server.serve(sockets=self.sockets)
         beat.cancel()
         if server.failure is not None:
@@ -141,7 +144,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # gunicorn ships no types
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, stopped.set)
-        beat = loop.create_task(self._beat(stopped.set, stopped.is_set))
+        heartbeat = Heartbeat(self.notify, longest_run_s(application.settings), give_up)
+        beat = loop.create_task(self._beat(heartbeat.turn, stopped.set, stopped.is_set))
         assert application.meeting is not None  # or there would be no such role
         clean = await run_core(
             application.settings,
@@ -153,13 +157,14 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # gunicorn ships no types
             fail,
         )
         beat.cancel()
+        heartbeat.close()
         if not clean:
             exit_now(0)
 
-    async def _beat(self, end: Callable[[], None], is_ending: Callable[[], bool]) -> None:
-        """Show the parent that the event loop turns, also while the model loads, and end when it is gone."""
+    async def _beat(self, turn: Callable[[], None], end: Callable[[], None], is_ending: Callable[[], bool]) -> None:
+        """Show that the event loop turns, also while the model loads, and end when the parent is gone."""
         while True:
-            self.notify()
+            turn()
             if is_ending() or os.getppid() != self.ppid:
                 end()
             await asyncio.sleep(1)
@@ -168,14 +173,24 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # gunicorn ships no types
 class Supervisor(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's parent process, without what is not for a container: another configuration or number of workers."""
 
+    def __init__(self, app: Application) -> None:
+        super().__init__(app)
+        self._looked_s = 0.0
+        self._missed_beats = MissedBeats()
+
     def murder_workers(self) -> None:
-        """End workers that stand still; core processes as soon as a front says so, also when they are stopped."""
+        """End workers that stand still: core processes soon, as every front waits for them."""
         super().murder_workers()
-        application: Application = self.app
-        for pid, worker in list(self.WORKERS.items()):
-            if worker.role.kind is Kind.CORE and application.board.is_silent(worker.role.index, pid):
-                logger.error("core %d does not answer its fronts and is killed", worker.role.index)
-                self.kill_worker(pid, signal.SIGKILL)
+        now_s = time.monotonic()
+        if now_s - self._looked_s < BEAT_S:  # signals wake this process more often
+            return
+        self._looked_s = now_s
+        cores = [(pid, worker) for pid, worker in self.WORKERS.items() if worker.role.kind is Kind.CORE]
+        beats = {pid: worker.tmp.last_update() for pid, worker in cores}
+        beats = {pid: beat_s for pid, beat_s in beats.items() if beat_s <= now_s}  # before the first: the time of day
+        for pid in self._missed_beats.look(beats):
+            logger.error("core process %d stands still and is killed", pid, extra={"event": "core_silent"})
+            self.kill_worker(pid, signal.SIGKILL)
 
     def handle_hup(self) -> None:
         """Do not reload: a container is replaced by another one."""

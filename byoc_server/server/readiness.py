@@ -4,23 +4,19 @@ A ping that reaches a ready worker must not say 200 while the next invocation ma
 the first start all workers say 503 until the last one is ready. A worker that replaces a dead one loads first and
 accepts connections after: the others answer meanwhile.
 
-It also carries word to the parent: the reason why a worker could not start, which it says once for all of them, and
-which core process has stopped to answer its fronts, which it then replaces.
+It also carries the reason why a worker could not start to the parent, which says it once for all of them.
 """
 
 from __future__ import annotations
 
 import mmap
-import struct
 
 _MOST_WORKERS = 4096
-_MOST_CORES = 4096
 _MOST_REASON_BYTES = 4096
-_PID = struct.Struct("<I")
 
 
 class ReadinessBoard:
-    """One byte per worker, set once it is ready, and the reason of a failed start.
+    """One byte per worker, set while it is ready; whether all have been; and the reason of a failed start.
 
     Args:
         workers: how many there are at a time.
@@ -29,35 +25,28 @@ class ReadinessBoard:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._ready = mmap.mmap(-1, _MOST_WORKERS)
-        self._silent = mmap.mmap(-1, _MOST_CORES * _PID.size)
+        self._all_were_ready = mmap.mmap(-1, 1)
         self._reason = mmap.mmap(-1, _MOST_REASON_BYTES)
 
     def set_ready(self, age: int) -> None:
         """Worker number ``age`` (counted from 1 over the life of the server) is ready."""
         self._ready[age % _MOST_WORKERS] = 1
+        if sum(self._ready[:]) >= self._workers:
+            self._all_were_ready[0] = 1
 
     def set_gone(self, age: int) -> None:
-        """Worker number ``age`` has died; until all were ready for the first time it no longer counts."""
-        if not self.all_ready:
-            self._ready[age % _MOST_WORKERS] = 0
+        """Worker number ``age`` has died."""
+        self._ready[age % _MOST_WORKERS] = 0
 
     @property
     def any_ready(self) -> bool:
-        """Whether some worker was ready."""
+        """Whether some worker is ready."""
         return any(self._ready[:])
 
     @property
-    def all_ready(self) -> bool:
-        """Whether every worker of the first start has become ready."""
-        return sum(self._ready[:]) >= self._workers
-
-    def set_silent(self, index: int, pid: int) -> None:
-        """Core number ``index``, the process ``pid``, does not answer."""
-        _PID.pack_into(self._silent, index * _PID.size, pid)
-
-    def is_silent(self, index: int, pid: int) -> bool:
-        """Whether that was said of this process, and not of the one whose place it has taken."""
-        return bool(_PID.unpack_from(self._silent, index * _PID.size) == (pid,))
+    def all_were_ready(self) -> bool:
+        """Whether all workers have been ready at a time."""
+        return bool(self._all_were_ready[0])
 
     @property
     def failure(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from byoc_server.config import Settings
+from byoc_server.errors import SettingsError
 
 _FRONTS_PER_GPU = 4
 _CPU_CORES_PER_FRONT = 4
@@ -68,15 +69,20 @@ def choose_workers(settings: Settings, usable_cores: int, gpus: Sequence[str]) -
         settings: of the server.
         usable_cores: CPU cores this container may use.
         gpus: the GPUs a model is to run on, as ``CUDA_VISIBLE_DEVICES`` names them.
+
+    Raises:
+        SettingsError: settings that do not go together.
     """
     topology, reason = _choose_topology(settings, gpus)
+    if topology is Topology.INLINE and settings.core_processes:
+        raise SettingsError("core_processes is for the split topology; leave it out, or set topology=split")
     if topology is Topology.INLINE:
         fronts, cores, gpus = settings.workers or 1, 0, ()
         sharing = fronts
     else:
         cores = sharing = settings.core_processes or len(gpus) or 1
         if gpus:
-            fronts = settings.workers or max(1, min(_FRONTS_PER_GPU * len(gpus), usable_cores - cores))
+            fronts = settings.workers or max(1, min(_FRONTS_PER_GPU * min(cores, len(gpus)), usable_cores - cores))
             sharing = fronts + cores
         else:
             fronts = settings.workers or max(1, usable_cores // _CPU_CORES_PER_FRONT)
@@ -91,7 +97,7 @@ def _choose_topology(settings: Settings, gpus: Sequence[str]) -> tuple[Topology,
         return Topology.SPLIT, "core processes are asked for"
     if gpus:
         return Topology.SPLIT, f"the model runs on {_count(len(gpus), 'GPU')}"
-    return Topology.INLINE, "the model runs on the CPU"
+    return Topology.INLINE, "no GPU is visible" if settings.device == "gpu" else "the model runs on the CPU"
 
 
 def _count(number: int, noun: str) -> str:

@@ -58,7 +58,7 @@ def test_a_large_frame_in_many_pieces_is_joined_once() -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [HEADER.pack(5, Kind.INFER, 0, 0, 0, 0, 0, 0.0), HEADER.pack(8, Kind.INFER, 0, 0, 0, 16, 0, 0.0)],
+    [HEADER.pack(5, Kind.INFER, 0, 0, 0, 0, 0.0, 0), HEADER.pack(8, Kind.INFER, 0, 0, 0, 0, 0.0, 16)],
     ids=["odd size", "descriptor longer than the payload"],
 )
 def test_nonsense(header: bytes) -> None:

@@ -76,20 +76,23 @@ class Core:
 class Split:
     """A front with its cores."""
 
-    def __init__(self, load: Callable[[], Model], cores: int = 1, queue_rows: int = 10**6) -> None:
+    def __init__(
+        self, load: Callable[[], Model], cores: int = 1, queue_rows: int = 10**6, *, ready_before: bool = False
+    ) -> None:
         self.meeting = open_meeting(cores)
         self.load = load
         self.cores = [Core(self.meeting, index, load, queue_rows) for index in range(cores)]
         self.failures: list[StartupError] = []
         self.ready: list[bool] = []
-        self.silent: list[tuple[int, int]] = []
         self.front = RemoteClient(
-            self.meeting, 16 * MIB, adapt, self.failures.append, lambda: self.ready.append(True), self._on_silence
+            self.meeting,
+            16 * MIB,
+            adapt,
+            self.failures.append,
+            lambda: self.ready.append(True),
+            ready_before=ready_before,
         )
         self.front.start()
-
-    def _on_silence(self, index: int, pid: int) -> None:
-        self.silent.append((index, pid))
 
     @property
     def link(self) -> core_link.CoreLink:
@@ -493,26 +496,74 @@ def test_a_batch_that_never_ends_ends_the_core(
     run(held.load, main)
 
 
-def test_a_core_that_stands_still_is_noticed(
-    identity_model: Callable[[], Model], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(remote, "_TICK_S", 0.05)
-    held = Held(identity_model)
+def test_a_tensor_larger_than_the_shared_memory_goes_through_the_socket(identity_model: Callable[[], Model]) -> None:
+    """It would never have a place there."""
 
     async def main(split: Split) -> None:
-        replies: list[Tensors | ByocError] = []
-        split.front.infer({"x": np.ones((1, 1), np.float32)}, 1, replies.append, FAR_S)
-        for link in split.cores[0].service._links:
-            assert link._transport is not None
-            monkeypatch.setattr(link, "send", lambda frame: None)  # as if it were stopped
-        await split.until(lambda: split.silent == [(0, os.getpid())])
-        await split.until(lambda: replies)
-        assert isinstance(replies[0], NotReady)
-        held.go.set()
+        sent = np.arange(5 * MIB, dtype=np.float32)[None]  # 20 MiB, of 16
+        outcome = await split.infer({"x": sent})
+        assert isinstance(outcome, dict)
+        assert outcome["y"].tobytes() == sent.tobytes()
 
-    monkeypatch.setattr(service_module, "_TICK_S", 0.005)
-    run(held.load, main)
-    assert "does not answer" in caplog.text
+    run(identity_model, main)
+
+
+def test_a_front_that_comes_later_is_ready_with_any_core(identity_model: Callable[[], Model]) -> None:
+    """As those are that were there before; and it does not wait for a core that is not there."""
+
+    def load() -> Model:
+        if loads:
+            raise GpuUnavailable("this one is broken")
+        loads.append(1)
+        return identity_model()
+
+    loads: list[int] = []
+
+    async def around() -> None:
+        split = Split(load, 2, ready_before=True)
+        try:
+            await split.until(lambda: split.ready)
+            assert split.front.status == ModelStatus(ModelState.READY)
+            assert isinstance(await split.infer({"x": np.ones((1, 1), np.float32)}), dict)
+        finally:
+            await split.end()
+
+    asyncio.run(around())
+
+
+def test_nobody_is_waited_for_longer_than_a_second(
+    identity_model: Callable[[], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PATIENCE_S", 0.01)
+    gate = threading.Event()
+
+    def load() -> Model:
+        assert gate.wait(30)
+        return identity_model()
+
+    async def around() -> None:
+        split = Split(load)
+        try:
+            await asyncio.wait_for(split.front.settled(), 20)
+            assert split.front.status.state is ModelState.LOADING
+        finally:
+            gate.set()
+            await split.end()
+
+    asyncio.run(around())
+
+
+def test_who_has_not_introduced_itself_does_not_keep_a_core_from_its_end(identity_model: Callable[[], Model]) -> None:
+    async def main(split: Split) -> None:
+        service = split.cores[0].service
+        stranger = await handshake.connect(split.meeting.addresses[0])
+        await split.until(lambda: len(service._fronts) == 2)
+        split.front.close()
+        split.cores[0].stopped.set()
+        await split.until(lambda: split.cores[0].task.done())
+        stranger.close()
+
+    run(identity_model, main)
 
 
 def test_an_adapter_that_cannot_be_built_is_a_failure_to_start(identity_model: Callable[[], Model]) -> None:

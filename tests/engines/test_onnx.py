@@ -15,7 +15,7 @@ from byoc_server.engines.onnx_runtime import DTYPES
 from byoc_server.engines.providers import CPU
 from byoc_server.errors import ModelLoadError
 from byoc_server.types import STRING
-from tests.onnx_models import identity, save, two_inputs, value
+from tests.onnx_models import gather, identity, save, two_inputs, value
 
 ONE_THREAD = EngineOptions(threads=1)
 
@@ -140,3 +140,11 @@ def test_a_gpu_left_unused_is_one_warning(
     assert engine.facts["device"] == "cpu"
     assert [record.levelname for record in caplog.records] == levels
     assert all("onnxruntime-gpu" in record.message for record in caplog.records)
+
+
+def test_a_run_that_fails_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What it has to say is raised; a line of its own would not be one of the log."""
+    engine = open_model(gather(tmp_path / "m.onnx"), EngineOptions(1))
+    with pytest.raises(Exception, match="out of data bounds"):
+        engine.infer({"i": np.array([[9]], np.int64)})
+    assert capfd.readouterr() == ("", "")

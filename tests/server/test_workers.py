@@ -10,6 +10,7 @@ import pytest
 
 from byoc_server.config import Settings
 from byoc_server.device.runtime import RuntimePackage
+from byoc_server.errors import SettingsError
 from byoc_server.server import worker
 from byoc_server.server.workers import Topology, choose_workers
 
@@ -38,6 +39,7 @@ TWO = ("0", "1")
         ({}, 1, ("0",), (SPLIT, 1, 1, 1)),
         ({}, 96, tuple("01234567"), (SPLIT, 32, 8, 2)),
         ({"core_processes": 4}, 8, TWO, (SPLIT, 4, 4, 1)),
+        ({"core_processes": 1}, 96, tuple("01234567"), (SPLIT, 4, 1, 19)),  # the others are left alone
         ({"topology": "inline"}, 8, TWO, (INLINE, 1, 0, 8)),
     ],
 )
@@ -50,6 +52,11 @@ def test_choice(
     assert workers.gpus == (gpus if workers.topology is SPLIT else ())
 
 
+def test_core_processes_have_no_place_in_one_process() -> None:
+    with pytest.raises(SettingsError, match="core_processes"):
+        choose_workers(Settings(topology="inline", core_processes=2), 8, ())
+
+
 @pytest.mark.parametrize(
     ("settings", "gpus", "text"),
     [
@@ -59,6 +66,7 @@ def test_choice(
             (),
             "inline, 2 processes with a copy of the model each, 1 thread an inference: the model runs",
         ),
+        ({"device": "gpu"}, (), "inline, one process, 2 threads an inference: no GPU is visible"),
         ({"topology": "split"}, (), "split, 1 front for HTTP, 1 core for the model, 2 threads an inference: as set"),
         ({"core_processes": 2}, (), "split, 1 front for HTTP, 2 cores for the model, 1 thread an inference: core proc"),
         ({}, ("0",), "split, 1 front for HTTP, 1 core for the model, 1 thread an inference: the model runs on 1 GPU"),
