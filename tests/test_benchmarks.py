@@ -404,7 +404,7 @@ def run_quickly(name: str, output: Path) -> None:
     assert result["environment"]["cpu"]
 
 
-LONG = ("bench_overload", "bench_server_scenario", "bench_split", "soak")
+LONG = ("bench_defaults", "bench_overload", "bench_server_scenario", "bench_split", "soak")
 """Benchmarks whose short run is no short one."""
 
 
@@ -415,7 +415,6 @@ LONG = ("bench_overload", "bench_server_scenario", "bench_split", "soak")
     "name",
     [
         "bench_batching",
-        "bench_defaults",
         "bench_overhead",
         "bench_startup",
         *[pytest.param(name, marks=pytest.mark.soak) for name in LONG],

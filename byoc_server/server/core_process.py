@@ -18,7 +18,7 @@ from byoc_server.server.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-_HANG_MARGIN_S = 10.0
+_HANG_MARGIN_S = 5.0
 """All requests of a batch have had their answer, that it took too long, for so long before the process is given up."""
 
 

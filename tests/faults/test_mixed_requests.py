@@ -69,7 +69,7 @@ def record_numbers(number: int) -> Array:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_every_request_gets_its_own_answer(count: int, tmp_path: Path) -> None:
     """In three formats, of many shapes, in parts and joined: a batch has no more than 16 records."""
     model = str(identity(tmp_path / "model.onnx", shape=("N", "L")))
