@@ -248,6 +248,11 @@ class Settings:
     echo_custom_attributes: bool = _setting(
         True, _boolean, "copy X-Amzn-SageMaker-Custom-Attributes from the request to the answer"
     )
+    fast_lane: bool = _setting(
+        True,
+        _boolean,
+        "serve small plain requests to the hot routes without ASGI; off: uvicorn's ordinary path for all",
+    )
     keep_alive_s: int = _setting(65, _integer(1, 3600), "seconds an idle connection is kept open")
     drain_timeout_s: float = _setting(
         20.0, _number(0, 600), "seconds that requests in flight get to finish after SIGTERM (SageMaker kills at 30)"

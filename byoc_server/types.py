@@ -132,7 +132,10 @@ class TensorSpec:
 
 def tensor_bytes(tensors: Tensors) -> int:
     """Size of all arrays together, in bytes; strings count as short ones."""
-    return sum([array.size * STRING_BYTES if array.dtype == STRING else array.nbytes for array in tensors.values()])
+    size = 0
+    for array in tensors.values():
+        size += array.size * STRING_BYTES if array.dtype.hasobject else array.nbytes
+    return size
 
 
 STRING_BYTES = 64

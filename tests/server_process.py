@@ -21,6 +21,10 @@ import requests
 
 START_TIMEOUT_S = 30.0
 SERVE = (sys.executable, "-m", "byoc_server", "serve")
+ORDINARY_LANE = ("--fast-lane", "off")
+"""Everything goes through ASGI; without it, what can goes through the fast lane."""
+LANES = {"fast": (), "ordinary": ORDINARY_LANE}
+"""Name of a lane -> the flags of a server that has it."""
 
 
 @dataclass

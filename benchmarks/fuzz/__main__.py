@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of every decoder, of the content codings and of the headers that choose between them.
+"""Coverage-guided fuzzing of every decoder, the content codings, the headers that choose, and the connection itself.
 
-Each target runs in a process of its own (atheris, which is libFuzzer for Python). The code of the codecs is what it
-watches. It begins with requests as clients write them and with the committed seeds, and looks for an input at which a
-reader does anything but give tensors that fit the model or an error that is the client's, takes more memory than it
-may, or does not come to an end.
+Each target runs in a process of its own (atheris, which is libFuzzer for Python). It watches the code of the codecs, of
+HTTP and of connections. It begins with requests as clients write them and with the committed seeds, and looks for an
+input at which a reader does anything but give tensors that fit the model or an error that is the client's, takes more
+memory than it may, or does not come to an end; or at which the two lanes of a connection differ.
 
 Every finding is kept: the input, and a text beside it that says what happened. Once it is mended the input belongs
 into benchmarks/fuzz/seeds, where a test reads it ever after.

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["byoc_server.codecs", "byoc_server.http"], enable_loader_override=False):
+_WATCHED = ["byoc_server.codecs", "byoc_server.http", "byoc_server.server"]
+
+with atheris.instrument_imports(include=_WATCHED, enable_loader_override=False):
     from benchmarks.fuzz.findings import Findings
     from benchmarks.fuzz.seeds import made_seeds
     from benchmarks.fuzz.targets import targets

@@ -19,7 +19,7 @@ from PIL import Image
 from benchmarks.fuzz.decoders import decoder_entries, parameters_for
 from benchmarks.fuzz.headers import CODINGS
 from benchmarks.fuzz.signatures import SIGNATURES
-from benchmarks.fuzz.targets import CONTENT_CODING, NEGOTIATION
+from benchmarks.fuzz.targets import CONNECTION, CONTENT_CODING, NEGOTIATION
 from byoc_server.codecs.base import Answer, CodecEntry, EncodeOptions, request_codecs
 from byoc_server.codecs.examples import example_request
 from byoc_server.codecs.media_type import parse_media_type
@@ -95,6 +95,29 @@ _HEADERS = (
     b'multipart/form-data; boundary="a b"\napplication/json; indent=2; q=1.000\nbr\nx-gzip',
 )
 
+_INVOCATION = b"POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 7\r\n"
+_PING = b"GET /ping HTTP/1.1\r\nHost: a\r\n"
+_CHUNKS = b"4;a=b\r\n[[1,\r\n3\r\n2]]\r\n0\r\nX-A: b\r\n\r\n"
+_SENT = (
+    _INVOCATION + b"\r\n[[1,2]]",
+    _INVOCATION + b"X-Amzn-SageMaker-Custom-Attributes: a\r\nAccept: text/csv\r\n\r\n[[1,2]]",
+    _INVOCATION + b"\r\n[[1,2]]" + _PING + b"\r\n" + _INVOCATION + b"\r\n[[3,4]]",
+    _INVOCATION + b"\r\n[[1,?]]" + b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n" + _INVOCATION + b"\r\n[[3,4]]",
+    _INVOCATION + b"Expect: 100-continue\r\n\r\n[[1,2]]",
+    _INVOCATION + b"Connection: close\r\n\r\n[[1,2]]",
+    _INVOCATION + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n[[1,2]]" + _PING + b"\r\n",
+    _INVOCATION + b"Content-Length: 8\r\n\r\n[[1,2]]",
+    _INVOCATION.replace(b"Content-Length: 7", b"Transfer-Encoding: chunked") + b"\r\n" + _CHUNKS,
+    _INVOCATION + b"Transfer-Encoding: chunked\r\n\r\n" + _CHUNKS,
+    _INVOCATION.replace(b"/invocations", b"/%69nvocations?a=b") + b"\r\n[[1,2]]",
+    _INVOCATION.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n[[1,2]]",
+    _PING + b"\r\n" + _PING.replace(b"GET", b"HEAD") + b"\r\n" + _PING.replace(b"GET", b"PUT") + b"\r\n",
+    b"GET /invocations HTTP/1.1\r\nHost: a\r\n\r\n",
+    _PING + b" folded\r\n\r\n",
+    _PING.replace(b"\r\n", b"\n") + b"\n",
+)
+"""On a connection."""
+
 
 def folder_name(target: str) -> str:
     """How the folder of a target is called."""
@@ -112,6 +135,8 @@ def made_seeds(target: str) -> list[bytes]:
         made: Iterator[bytes] = iter(_HEADERS)
     elif target == CONTENT_CODING:
         made = _codings()
+    elif target == CONNECTION:
+        made = (bytes([how]) + sent for sent in _SENT for how in (0, 2, 11, 36))
     else:
         made = _requests(decoder_entries()[target])
     return list(dict.fromkeys(made))

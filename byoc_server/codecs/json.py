@@ -215,6 +215,8 @@ def serializable(array: Array) -> object:
     Floats stay NumPy's: as Python floats those of 16 and 32 bits would grow digits.
     """
     if array.dtype.kind in _NATIVE_KINDS:
+        if array.flags.c_contiguous and array.ndim:
+            return array
         return np.ascontiguousarray(array) if array.ndim else array[()]
     return array.tolist()
 

@@ -20,7 +20,7 @@ from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.values.conform import conform_array, require_equal_rows, require_inputs
 from byoc_server.codecs.values.walk import shown
 from byoc_server.errors import InvalidPayload, NotAcceptable
-from byoc_server.types import STRING, Array, Signature, Tensors
+from byoc_server.types import Array, Signature, Tensors
 
 _MAGIC = b"\x93NUMPY"
 _PREFIX_BYTES = {1: 10, 2: 12}
@@ -92,7 +92,7 @@ def read_array(data: bytes | bytearray, start: int = 0, end: int | None = None, 
             expected=f"{count * dtype.itemsize} bytes" if count else "at least one element",
             got=f"{size - header} bytes",
         )
-    array = np.frombuffer(data, dtype, count, start + header).reshape(shape, order="F" if fortran_order else "C")
+    array: Array = np.ndarray(shape, dtype, data, start + header, order="F" if fortran_order else "C")
     return array if array.flags.aligned else array.copy()
 
 
@@ -155,7 +155,7 @@ def storable(array: Array) -> Array:
     Raises:
         NotAcceptable: a string would not come back as it was.
     """
-    if array.dtype != STRING:
+    if not array.dtype.hasobject:
         return array
     if any(text.endswith("\0") for text in array.ravel().tolist()):
         raise NotAcceptable(

@@ -17,6 +17,7 @@ from byoc_server.core.client import ManagedClient
 from byoc_server.errors import NotFound
 from byoc_server.http.body import BodyBudget
 from byoc_server.http.dialect import INVOCATIONS, Dialect
+from byoc_server.http.fast_lane import FAST_LANE, FastLane
 from byoc_server.http.inference import InferencePath
 from byoc_server.http.invocations import InvocationsEndpoint, PingEndpoint
 from byoc_server.http.open_inference import OPEN_INFERENCE, OpenInferenceEndpoint
@@ -69,7 +70,7 @@ class App:
         return endpoint(scope, receive, send)
 
     @contextlib.asynccontextmanager
-    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[Mapping[str, object]]:
         settings = self._settings
         client = self._open_client()
         executor = ThreadPoolExecutor(_CODEC_THREADS, thread_name_prefix="codec")
@@ -77,18 +78,21 @@ class App:
         request_log = RequestLog(settings.request_log, log_format, sys.stderr.buffer)
         budget = BodyBudget(settings.max_payload_bytes, settings.max_queue_mib * MIB)
 
-        def invocations(dialect: Dialect) -> InvocationsEndpoint:
-            path = InferencePath(client, settings, executor, request_log, dialect)
+        def path_in(dialect: Dialect) -> InferencePath:
+            return InferencePath(client, settings, executor, request_log, dialect)
+
+        def endpoint(path: InferencePath) -> InvocationsEndpoint:
             return InvocationsEndpoint(path, budget, settings.request_timeout_s)
 
+        path = path_in(INVOCATIONS)
         ping = PingEndpoint(client, self._all_ready)
-        self._open_inference = OpenInferenceEndpoint(client, ping, invocations(OPEN_INFERENCE))
-        self._hot = {"/invocations": invocations(INVOCATIONS), "/ping": ping, "/v2": self._open_inference}
+        self._open_inference = OpenInferenceEndpoint(client, ping, endpoint(path_in(OPEN_INFERENCE)))
+        self._hot = {"/invocations": endpoint(path), "/ping": ping, "/v2": self._open_inference}
         client.start()
         if self._ready_first:
             await client.settled()
         try:
-            yield
+            yield {FAST_LANE: FastLane(path, ping)}
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
             self.clean = client.close()

@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from byoc_server.http.content_coding import ACCEPT_ENCODING, CONTENT_ENCODING
 from byoc_server.http.responses import Header, Response, error_response
+
+CUSTOM_ATTRIBUTES = b"x-amzn-sagemaker-custom-attributes"
+INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
+_LISTS = frozenset([b"accept", ACCEPT_ENCODING, CONTENT_ENCODING])
 
 
 @dataclass(slots=True)
@@ -48,6 +53,27 @@ class Dialect:
     media_types: Callable[[bytes | None, bytes | None], tuple[str | None, str | None]]
     entity_headers: Callable[[str], list[Header]]
     error_response: Callable[..., Response]
+
+
+def fields_of(headers: Sequence[Header]) -> dict[bytes, bytes]:
+    """Headers by name.
+
+    Of repeated ones the last counts, but for those that are lists, which are joined (RFC 9110, section 5.3).
+
+    Args:
+        headers: in the order they came, names in lower case.
+    """
+    fields = dict(headers)
+    if len(fields) < len(headers):
+        for name in _LISTS & fields.keys():
+            fields[name] = b", ".join([value for other, value in headers if other == name])
+    return fields
+
+
+def head_of(fields: Mapping[bytes, bytes], arrived_s: float) -> Head:
+    """What the request path needs of the headers of a request."""
+    get = fields.get
+    return Head(get(b"content-type"), get(b"accept"), get(CUSTOM_ATTRIBUTES), get(INFERENCE_ID), arrived_s, fields)
 
 
 def text_of(header: bytes | None) -> str | None:

@@ -4,10 +4,10 @@
 
     submit(head, body, reply) -> negotiate -> decode -> InferenceClient.infer -> encode -> reply(Response)
 
-Whoever owns the connection (today the ASGI endpoint in ``invocations``) calls ``submit`` and gets ``reply`` called
-exactly once on the event loop, unless it cancels before. Bodies too large to decode between two pings, and answers
-too large to encode so, are worked on by a small thread pool; content codings are undone, and applied to answers, in
-the same visit to it.
+Whoever owns the connection (the ASGI endpoint in ``invocations``, or the ``fast_lane``) calls ``submit`` and gets
+``reply`` called exactly once on the event loop, unless it cancels before. Bodies too large to decode between two pings,
+and answers too large to encode so, are worked on by a small thread pool; content codings are undone, and applied to
+answers, in the same visit to it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from byoc_server.http.content_coding import (
     encode_answer,
     parse_content_encoding,
 )
-from byoc_server.http.dialect import INVOCATIONS, Dialect, Head, text_of
+from byoc_server.http.dialect import CUSTOM_ATTRIBUTES, INVOCATIONS, Dialect, Head, text_of
 from byoc_server.http.negotiation import choose_decoder, choose_encoder
 from byoc_server.http.priority import is_urgent
 from byoc_server.http.responses import Header, Response
@@ -63,14 +63,13 @@ T = TypeVar("T")
 Decode = Callable[[bytes, Signature, DecodeOptions], Tensors | Enveloped]
 Encode = Callable[[Tensors, Signature, EncodeOptions], bytes | Answer]
 
-CUSTOM_ATTRIBUTES = b"x-amzn-sagemaker-custom-attributes"
-INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _VISIBLE_ASCII = re.compile(rb"[\x20-\x7e]{0,1024}\Z")
 """What the API allows in Custom-Attributes (InvokeEndpoint, API of 2017-05-13); nothing else is echoed."""
 _INFERENCE_ID_LENGTH = 64
 _LONGEST_MARGIN_S, _MARGIN = 1.0, 1 / 50
 _INLINE_TENSOR_BYTES = MIB
 """Larger tensors are not built on the event loop, however small the body that declares them."""
+_NOT_CODED: Sequence[Header] = ()
 _NEGOTIATED_HEADS = 256
 """How many pairs of Content-Type and Accept are remembered; clients use a handful, an attacker gets no more."""
 
@@ -211,22 +210,22 @@ class InferencePath:
             tensors = cast(Tensors, decoded)
         assert request.adapter is not None
         signature = request.adapter.model_signature
-        request.rows = signature.row_count(tensors)
-        self._check_answer_size(request.rows, signature)
+        rows = request.rows = signature.row_count(tensors)
+        if rows * signature.answer_record_bytes > self._max_tensor_bytes:
+            raise self._too_large_an_answer(rows, signature)
         head = request.head
         deadline_s = head.arrived_s + self._time_to_infer_s
         urgent = head.custom_attributes is not None and is_urgent(head.custom_attributes)
         reply = partial(self._on_outcome, request)
-        request.cancel = self._client.infer(tensors, request.rows, reply, deadline_s, urgent=urgent)
+        request.cancel = self._client.infer(tensors, rows, reply, deadline_s, urgent=urgent)
 
-    def _check_answer_size(self, rows: int, signature: Signature) -> None:
-        """Refuse what the model would answer with more than may be held; few bytes can declare many records."""
+    def _too_large_an_answer(self, rows: int, signature: Signature) -> PayloadTooLarge:
+        """The refusal of what the model would answer with more than may be held; few bytes can declare many records."""
         answer_bytes = rows * signature.answer_record_bytes
-        if answer_bytes > self._max_tensor_bytes:
-            raise PayloadTooLarge(
-                f"the answer to {rows} records would take {answer_bytes} bytes or more; send fewer at a time",
-                limit_bytes=self._max_tensor_bytes,
-            )
+        return PayloadTooLarge(
+            f"the answer to {rows} records would take {answer_bytes} bytes or more; send fewer at a time",
+            limit_bytes=self._max_tensor_bytes,
+        )
 
     def _on_outcome(self, request: _Request, outcome: Tensors | ByocError) -> None:
         if isinstance(outcome, ByocError):
@@ -243,31 +242,26 @@ class InferencePath:
                 write, inline_bytes = formats.encode_enveloped, formats.encode_enveloped_inline_bytes
                 options = replace(options, envelope=envelope)
                 signature = _with_outputs(signature, envelope.outputs)
-            if self._answer_bytes(outcome, adapter) > inline_bytes:
+            answer_bytes = tensor_bytes(outcome)
+            if adapter.answer_bytes is not None:
+                answer_bytes = max(answer_bytes, self._held_bytes(adapter.answer_bytes(outcome)))
+            if answer_bytes > inline_bytes:
                 encode = partial(write, outcome, signature, options)
                 coding = choose_answer_coding(text_of(request.head.fields.get(ACCEPT_ENCODING)))
                 self._offload(request, lambda: _encoded_answer(encode(), coding), self._succeed)
             else:
-                self._succeed(request, (write(outcome, signature, options), ()))
+                self._succeed(request, (write(outcome, signature, options), _NOT_CODED))
         except Exception as error:
             self._fail(request, error)
 
-    def _answer_bytes(self, outputs: Tensors, adapter: Adapter) -> int:
-        """What it takes to make an answer of these outputs, in bytes.
-
-        Raises:
-            PayloadTooLarge: more than may be held; labels can make much of little.
-        """
-        model_bytes = tensor_bytes(outputs)
-        if adapter.answer_bytes is None:
-            return model_bytes
-        answer_bytes = adapter.answer_bytes(outputs)
-        if answer_bytes > self._max_tensor_bytes:
+    def _held_bytes(self, answer_bytes: int) -> int:
+        """What an answer takes, in bytes. Raises ``PayloadTooLarge`` if it is more than may be held."""
+        if answer_bytes > self._max_tensor_bytes:  # labels can make much of little
             raise PayloadTooLarge(
                 f"the answer could take {answer_bytes} bytes; send fewer records at a time",
                 limit_bytes=self._max_tensor_bytes,
             )
-        return max(model_bytes, answer_bytes)
+        return answer_bytes
 
     def _succeed(self, request: _Request, answer: tuple[bytes | Answer, Sequence[Header]]) -> None:
         assert request.formats is not None

@@ -16,15 +16,14 @@ from starlette.types import Receive, Scope, Send
 from byoc_server.core.client import InferenceClient, ModelState
 from byoc_server.errors import BodyTimeout, ByocError, MethodNotAllowed, NotReady, Unavailable
 from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, declared_length, discard_body, read_rest
-from byoc_server.http.content_coding import ACCEPT_ENCODING, CONTENT_ENCODING
-from byoc_server.http.dialect import Head
-from byoc_server.http.inference import CUSTOM_ATTRIBUTES, INFERENCE_ID, InferencePath
+from byoc_server.http.content_coding import CONTENT_ENCODING
+from byoc_server.http.dialect import Head, fields_of, head_of
+from byoc_server.http.inference import InferencePath
 from byoc_server.http.responses import EMPTY, Header, Response, error_response, send_response
 from byoc_server.http.watch import Exchange, Watch
 
 _PING_METHODS = ("GET", "HEAD", "POST")
-_LISTS = frozenset([b"accept", ACCEPT_ENCODING, CONTENT_ENCODING])
-_ENDING = "the server is ending; send the request again"
+ENDING = "the server is ending; send the request again"
 
 
 class PingEndpoint:
@@ -39,11 +38,16 @@ class PingEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ping."""
-        if scope["method"] not in _PING_METHODS:
-            refusal: ByocError | None = MethodNotAllowed(scope["method"], _PING_METHODS)
+        if scope["method"] in _PING_METHODS:
+            response = self.answer()
         else:
-            refusal = self.refusal()
-        await send_response(send, EMPTY if refusal is None else error_response(refusal))
+            response = error_response(MethodNotAllowed(scope["method"], _PING_METHODS))
+        await send_response(send, response)
+
+    def answer(self) -> Response:
+        """Answer one ping that came with a method for it."""
+        refusal = self.refusal()
+        return EMPTY if refusal is None else error_response(refusal)
 
     def refusal(self) -> Unavailable | None:
         """Why requests are not served now; ``None`` if they are."""
@@ -66,7 +70,8 @@ class InvocationsEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one invocation."""
         arrived_s = time.monotonic()
-        head, length_header = _head(scope["headers"], arrived_s)
+        fields = fields_of(scope["headers"])
+        head = head_of(fields, arrived_s)
         task = asyncio.current_task(self._loop)  # with the loop given it need not be looked up
         assert task is not None
         exchange = Exchange(task, receive, arrived_s + self._timeout_s)
@@ -78,15 +83,15 @@ class InvocationsEndpoint:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], ["POST"])
-            if length_header is not None:
-                self._budget.check_length(declared_length(length_header))  # before anything is buffered
+            if b"content-length" in fields:
+                self._budget.check_length(declared_length(fields[b"content-length"]))  # before anything is buffered
             message = await receive()
             if message["type"] == "http.request" and not message["more_body"]:
                 body = message["body"]
             else:
                 lease = BodyLease(self._budget)
                 body = await read_rest(receive, message, lease)
-            if CONTENT_ENCODING in head.fields:
+            if CONTENT_ENCODING in fields:
                 coded = lease = lease or BodyLease(self._budget)
             exchange.answer = answer = self._loop.create_future()
             exchange.cancel = self._path.submit(head, body, exchange.reply, coded)
@@ -100,7 +105,7 @@ class InvocationsEndpoint:
         except asyncio.CancelledError:
             task.uncancel()
             exchange.give_up()
-            refusal = BodyTimeout(_too_slow(self._timeout_s)) if exchange.timed_out else Unavailable(_ENDING)
+            refusal = BodyTimeout(_too_slow(self._timeout_s)) if exchange.timed_out else Unavailable(ENDING)
         finally:
             self._watch.remove(exchange)
             exchange.cancel = None  # it leads to who replies, and from there back to the exchange
@@ -113,7 +118,7 @@ class InvocationsEndpoint:
 
     async def refuse(self, error: ByocError, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that is not for the model."""
-        head, _ = _head(scope["headers"], time.monotonic())
+        head = head_of(fields_of(scope["headers"]), time.monotonic())
         await self._refuse(head, error, receive, send)
 
     async def _refuse(self, head: Head, error: ByocError, receive: Receive, send: Send) -> None:
@@ -132,18 +137,3 @@ class InvocationsEndpoint:
 
 def _too_slow(timeout_s: float) -> str:
     return f"the body did not arrive within {timeout_s:g} s"
-
-
-def _head(headers: list[Header], arrived_s: float) -> tuple[Head, bytes | None]:
-    """Pick what matters from the header list (names in lower case, as ASGI demands).
-
-    Of repeated headers the last counts, but for those that are lists, which are joined (RFC 9110, section 5.3).
-    """
-    by_name = dict(headers)
-    get = by_name.get
-    if len(by_name) < len(headers):
-        for name in _LISTS & by_name.keys():
-            by_name[name] = b", ".join([value for other, value in headers if other == name])
-    accept, content_type = get(b"accept"), get(b"content-type")
-    head = Head(content_type, accept, get(CUSTOM_ATTRIBUTES), get(INFERENCE_ID), arrived_s, by_name)
-    return head, get(b"content-length")

@@ -52,8 +52,11 @@ class Connection(HttpToolsProtocol):
     """One HTTP connection. See the module."""
 
     _running: RequestResponseCycle | None = None
-    _head_scope: object | None = None
-    _head_bytes = 0
+    _head_begun = False
+    _head_bytes: int | None = None
+    """Of an unfinished head, without the read it begins in, which may hold all of earlier requests too."""
+    _idle_since_s: float | None = None
+    """When the last request was answered; ``None`` while there is one."""
     _head_timer: asyncio.TimerHandle | None = None
     _reader_timer: asyncio.TimerHandle | None = None
 
@@ -61,7 +64,7 @@ class Connection(HttpToolsProtocol):
         """Begin; a client that connects and sends nothing is closed like one that falls silent later."""
         super().connection_made(JoiningTransport(transport, self.loop, self.timeout_keep_alive))
         self.flow = PipelineFlow(self.transport, self.pipeline)
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._await_request()
         if self._draining:
             self.loop.call_soon(self._settle)
 
@@ -76,9 +79,20 @@ class Connection(HttpToolsProtocol):
         self._head_done()
         self.resume_writing()
 
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        self._head_begun, self._head_bytes = True, None
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header. Trailers come here too, and are dropped (RFC 9110, section 6.5.1): some come too late."""
+        if self._head_begun:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Begin the request, but for one that offers an upgrade: that one is parsed anew, see ``_decline_upgrade``."""
         if not self.parser.should_upgrade():
+            self._head_begun = False
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -88,7 +102,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
-        self._unset_keepalive_if_required()
+        self._idle_since_s = None
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -98,13 +112,28 @@ class Connection(HttpToolsProtocol):
             self.logger.warning(_INVALID)
             self.send_400_response(_INVALID)
             return
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or cycle.scope is not self.scope:
-            self._watch_head(len(data))
-        elif self._head_timer is not None:
-            self._head_done()
-        if self._draining:
-            self._settle()
+        self._parsed(len(data))
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or wait for it."""
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            if self.flow.read_paused:
+                self.flow.resume_reading()
+            self._await_request()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has been idle for so long; while it is not, its next answer sets the timer anew."""
+        self.timeout_keep_alive_task = None
+        if self._idle_since_s is None:
+            return
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left_s, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
 
     def pause_writing(self) -> None:
         """The client does not read as fast as is written."""
@@ -126,9 +155,22 @@ class Connection(HttpToolsProtocol):
     def _draining(self) -> bool:
         return getattr(self.server_state, "draining", False)
 
-    @property
-    def _head_begun(self) -> bool:
-        return self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
+    def _await_request(self) -> None:
+        """Be idle. The timer is not set anew for every request: it looks itself whether it is due."""
+        self._idle_since_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _parsed(self, size: int) -> None:
+        """So many bytes have been parsed, and were valid."""
+        if self._head_begun or self.cycle is None or self.cycle.response_complete:
+            self._watch_head(size)
+        elif self._head_timer is not None:
+            self._head_done()
+        if self._draining:
+            self._settle()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
@@ -159,10 +201,7 @@ class Connection(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(self.timeout_keep_alive, self._head_overdue)
         if not self._head_begun:
             return
-        if self._head_scope is self.scope:
-            self._head_bytes += size
-        else:  # it begins in this read, which may hold all of earlier requests too and is not counted
-            self._head_scope, self._head_bytes = self.scope, 0
+        self._head_bytes = 0 if self._head_bytes is None else self._head_bytes + size
         if self._head_bytes > _MAX_HEAD_BYTES:
             if self.cycle is None or self.cycle.response_complete:
                 self._refuse(HeadTooLarge(_HEAD_TOO_LARGE))
@@ -187,7 +226,6 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _head_done(self) -> None:
-        self._head_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

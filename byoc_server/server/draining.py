@@ -21,7 +21,7 @@ import signal
 import socket
 import time
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.server import HANDLED_SIGNALS, ServerState
@@ -91,8 +91,9 @@ class DrainingServer(uvicorn.Server):
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()
+        connection_class = cast("type[Connection]", self.config.http_protocol_class)
         new_protocol: functools.partial[Any] = functools.partial(
-            Connection, self.config, self.server_state, self.lifespan.state, loop
+            connection_class, self.config, self.server_state, self.lifespan.state, loop
         )
         for listener in duplicates:
             listener.setblocking(False)

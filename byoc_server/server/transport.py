@@ -47,6 +47,15 @@ class JoiningTransport(asyncio.Transport):
         else:
             self._transport.writelines([kept, data])
 
+    def write_answer(self, head: bytes, body: bytes) -> None:
+        """Write a whole answer."""
+        if self._kept is not None:
+            self._flush()
+        if len(body) < _JOINED_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines([head, body])
+
     def _on_turn(self) -> None:
         self._flush_is_due = False
         if not self._transport.is_closing():  # lost in this very turn; a close has flushed already

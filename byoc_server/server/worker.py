@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import os
 import sys
@@ -22,8 +23,11 @@ from byoc_server.errors import StartupError
 from byoc_server.models.model import Model, load_model
 from byoc_server.server.connection import Connection
 from byoc_server.server.entrypoint import confirm
+from byoc_server.server.fast_connection import TESTED_UVICORNS, FastConnection
 from byoc_server.server.listener import BACKLOG
 from byoc_server.server.workers import Workers, choose_workers
+
+logger = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL_S = 0.0005
 
@@ -114,12 +118,27 @@ def tune_interpreter() -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
+def connection_class(settings: Settings, uvicorn_version: str) -> type[Connection]:
+    """What serves a connection: with the fast lane, unless it is switched off or was not tested with this uvicorn."""
+    if not settings.fast_lane:
+        return Connection
+    if uvicorn_version.rpartition(".")[0] not in TESTED_UVICORNS:
+        logger.warning(
+            "no fast lane: it was not tested with uvicorn %s, but with %s",
+            uvicorn_version,
+            ", ".join(sorted(TESTED_UVICORNS)),
+            extra={"event": "no_fast_lane"},
+        )
+        return Connection
+    return FastConnection
+
+
 def uvicorn_config(settings: Settings) -> uvicorn.Config:
     """Configure uvicorn: the fast loop and parser, none of the parts an inference server has no use for."""
     return uvicorn.Config(
         "",  # the application follows once there is a server to tell of its failure
         loop="uvloop",
-        http=Connection,
+        http=connection_class(settings, uvicorn.__version__),
         ws="none",
         interface="asgi3",
         lifespan="on",

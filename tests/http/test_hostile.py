@@ -15,18 +15,26 @@ from pathlib import Path
 import pytest
 
 from tests.onnx_models import busy, identity, rounds_per_second
-from tests.server_process import PING, SERVE, ServerProcess, post, read_answer, running, wait_for
+from tests.server_process import LANES, PING, SERVE, ServerProcess, post, read_answer, running, wait_for
 
 GOOD = post(b"[[0]]")
 HEAD = b"POST /invocations HTTP/1.1\r\nHost: a\r\n"
 
 
-@pytest.fixture(scope="module", params=["identity", "busy"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("identity", "fast"), id="identity"),
+        pytest.param(("busy", "fast"), id="busy"),
+        pytest.param(("busy", "ordinary"), id="busy, ordinary lane"),
+    ],
+)
 def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """A model that runs on the event loop, and one that runs on a thread."""
+    model_name, lane = request.param
     path = tmp_path_factory.mktemp("models") / "model.onnx"
-    model = busy(path, rounds_per_second()) if request.param == "busy" else identity(path, shape=("N", 1))
-    with running("--model", str(model)) as server:
+    model = busy(path, rounds_per_second()) if model_name == "busy" else identity(path, shape=("N", 1))
+    with running("--model", str(model), *LANES[lane]) as server:
         yield server
         assert server.invoke("[[0]]").status_code == 200
         assert server.stop() == 0

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.onnx_models import busy, identity, rounds_per_second
-from tests.server_process import Answer, ServerProcess, post, read_answer, running, wait_for
+from tests.server_process import LANES, Answer, ServerProcess, post, read_answer, running, wait_for
 
 MIB = 1024 * 1024
 
@@ -24,11 +24,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module", params=LANES)
+def server(folder: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """Small limits on bodies and time, for a quick model."""
     model = identity(folder / "identity.onnx", shape=("N", 2))
-    with running("--model", str(model), "--request-timeout-s", "1") as server:
+    with running("--model", str(model), "--request-timeout-s", "1", *LANES[request.param]) as server:
         yield server
         assert "Traceback" not in server.log
 
@@ -124,10 +124,11 @@ def test_a_full_queue_is_503_at_once(slow: ServerProcess) -> None:
     assert slow.invoke("[[0]]").status_code == 200
 
 
-def test_a_client_that_leaves_the_queue_is_never_run(folder: Path) -> None:
+@pytest.mark.parametrize("lane", LANES)
+def test_a_client_that_leaves_the_queue_is_never_run(folder: Path, lane: str) -> None:
     """Checklist 41: what waits for nobody is dropped, and its place is free again."""
     model = busy(folder / "left.onnx", rounds_per_second())
-    arguments = ("--max-batch-size", "1", "--max-queue-rows", "3")
+    arguments = ("--max-batch-size", "1", "--max-queue-rows", "3", *LANES[lane])
     with running("--model", str(model), *arguments) as server, contextlib.ExitStack() as stack:
         first = stack.enter_context(server.connect())
         first.sendall(post(b"[[5]]"))
@@ -182,10 +183,11 @@ def memory_mib(server: ServerProcess) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-def test_a_large_answer_nobody_reads_is_given_up(folder: Path) -> None:
+@pytest.mark.parametrize("lane", LANES)
+def test_a_large_answer_nobody_reads_is_given_up(folder: Path, lane: str) -> None:
     """Checklist 41: a client that does not read cannot hold an answer for ever."""
     model = identity(folder / "wide.onnx", shape=("N", 2))
-    with running("--model", str(model), "--keep-alive-s", "1") as server:
+    with running("--model", str(model), "--keep-alive-s", "1", *LANES[lane]) as server:
         rows = b"[" + b",".join([b"[1,2]"] * 1_000_000) + b"]"
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -236,9 +238,10 @@ def test_silent_connections_are_closed(folder: Path, keep_alive_server: ServerPr
             pass
 
 
-@pytest.fixture(scope="module")
-def keep_alive_server(folder: Path) -> Iterator[ServerProcess]:
-    with running("--model", str(identity(folder / "keep.onnx")), "--keep-alive-s", "1") as server:
+@pytest.fixture(scope="module", params=LANES)
+def keep_alive_server(folder: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    model = identity(folder / "keep.onnx")
+    with running("--model", str(model), "--keep-alive-s", "1", *LANES[request.param]) as server:
         yield server
 
 

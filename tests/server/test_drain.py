@@ -15,9 +15,13 @@ import orjson
 import pytest
 
 from tests.onnx_models import busy, identity, rounds_per_second
-from tests.server_process import Answer, ServerProcess, alive, post, read_answer, running, wait_for
+from tests.server_process import ORDINARY_LANE, Answer, ServerProcess, alive, post, read_answer, running, wait_for
 
-WORKERS = [pytest.param(("--workers", "1"), id="one"), pytest.param(("--workers", "2"), id="two")]
+WORKERS = [
+    pytest.param(("--workers", "1"), id="one"),
+    pytest.param(("--workers", "2"), id="two"),
+    pytest.param(("--workers", "1", *ORDINARY_LANE), id="one, ordinary lane"),
+]
 ENDS_WITHIN_S = 25.0
 
 

@@ -103,6 +103,26 @@ def test_writes_are_small_enough_to_stay_whole() -> None:
     assert len(pieces) < 100
 
 
+def test_a_file_takes_the_records_of_one_turn_at_once(tmp_path: Path) -> None:
+    writes: list[int] = []
+
+    class File(io.FileIO):
+        def write(self, piece: Any) -> int:
+            writes.append(len(piece))
+            return super().write(piece) or 0
+
+    async def log(stream: Any) -> None:
+        request_log = RequestLog("all", "json", stream)
+        for _ in range(100):
+            request_log.add(GOOD)
+        await asyncio.sleep(0)
+
+    with File(tmp_path / "log", "w") as stream:
+        asyncio.run(log(stream))
+    assert len(writes) == 1
+    assert len((tmp_path / "log").read_bytes().splitlines()) == 100
+
+
 def test_a_log_nobody_reads_does_not_stop_the_server() -> None:
     """Checklist 41."""
 
