@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
+import pytest
 import requests
 
 START_TIMEOUT_S = 30.0
@@ -25,6 +26,8 @@ ORDINARY_LANE = ("--fast-lane", "off")
 """Everything goes through ASGI; without it, what can goes through the fast lane."""
 LANES = {"fast": (), "ordinary": ORDINARY_LANE}
 """Name of a lane -> the flags of a server that has it."""
+LANE_PARAMS = ("fast", pytest.param("ordinary", marks=pytest.mark.soak))
+"""For tests of what ``tests/lanes`` shows to be the same; the other lane of these takes its time."""
 
 
 @dataclass

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from byoc_server.batching.collate import Collation, Infer
 from byoc_server.batching.device import Source
 from byoc_server.batching.policy import Entry
-from byoc_server.errors import ByocError, InferenceFailed
+from byoc_server.errors import ByocError, DeadlineExceeded, InferenceFailed
 from byoc_server.types import Tensors
 
 logger = logging.getLogger(__name__)
+
+
+_Outcomes = list[tuple[Entry, Tensors | ByocError]]
 
 
 class BatchSource(Source, Protocol):
@@ -25,7 +29,10 @@ class BatchSource(Source, Protocol):
 
 
 class EntryBatch:
-    """See ``device.Batch``. A batch that fails is run again entry by entry, so that only the poisonous entry fails.
+    """See ``device.Batch``. A batch that fails is run again in halves, so that only the poisonous entry fails.
+
+    One such entry among n costs about 2 log2 n runs. What is done or past its deadline by then does not run again, and
+    those that ran well are answered at once.
 
     Args:
         source: whose it is.
@@ -34,18 +41,22 @@ class EntryBatch:
         infers: of the model, one for each lane.
         collation: of the model.
         clock: seconds of a monotonic clock.
+        call_on_loop: has a function called on the event loop, from whatever thread.
 
     Attributes:
         expected_s: seconds it should take.
+        begun_s: when its latest run began, by the clock; ``None`` before the first. Set on the thread that runs it.
         seconds: it took by itself; ``None`` if it failed, or some of its entries had left.
     """
 
     __slots__ = (
+        "_call_on_loop",
         "_clock",
         "_collation",
         "_infers",
         "_inputs",
         "_outcomes",
+        "begun_s",
         "entries",
         "expected_s",
         "seconds",
@@ -61,17 +72,20 @@ class EntryBatch:
         infers: Sequence[Infer],
         collation: Collation,
         clock: Callable[[], float],
+        call_on_loop: Callable[[Callable[[_Outcomes], None], _Outcomes], object],
     ) -> None:
         self.source = source
         self.entries = entries
         self.work = work
         self.expected_s: float | None = None
+        self.begun_s: float | None = None
         self.seconds: float | None = None
         self._infers = infers
         self._collation = collation
         self._clock = clock
         self._inputs: Tensors | None = None
-        self._outcomes: list[tuple[Entry, Tensors | ByocError]] = []
+        self._call_on_loop = call_on_loop
+        self._outcomes: _Outcomes = []
 
     def stack(self) -> None:
         """Stack the tensors ahead of time."""
@@ -80,28 +94,16 @@ class EntryBatch:
 
     def run(self, lane: int) -> None:
         """Run with the engine of a lane. The only method that is called off the event loop."""
-        entries = [entry for entry in self.entries if not entry.done]  # some may have left while it stood ready
         inputs, self._inputs = self._inputs, None
-        if not entries:
-            return
-        complete = len(entries) == len(self.entries)
-        parts = [entry.tensors for entry in entries]
-        try:
-            if inputs is None or not complete:
-                inputs = self._collation.stack(parts)
-            start_s = self._clock()
-            outputs = self._infers[lane](inputs)
-            if complete:
-                self.seconds = self._clock() - start_s
-            counts = [entry.rows for entry in entries]
-            self._outcomes = list(zip(entries, self._collation.split(outputs, parts, counts), strict=True))
-        except Exception as error:
-            self.seconds = None
-            if len(entries) > 1:
-                logger.warning("a batch of %d requests failed and is run again one by one: %s", len(entries), error)
-                self._outcomes = [(entry, self._run_alone(entry, lane)) for entry in entries]
+        pieces: deque[Sequence[Entry]] = deque([self.entries])
+        while pieces:
+            outcomes = self._run(pieces.popleft(), lane, inputs, pieces)
+            inputs = None
+            if not pieces:
+                self._outcomes = outcomes
             else:
-                self._outcomes = [(entries[0], _as_inference_failed(error))]
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for it any more
+                    self._call_on_loop(_answer_all, outcomes)
 
     def settle(self, held_s: float) -> None:
         """Tell whose it is that it has run, and held its lane for so many seconds."""
@@ -109,28 +111,74 @@ class EntryBatch:
 
     def answer(self) -> None:
         """Give every request its own rows, or what went wrong."""
-        for entry, outcome in self._outcomes:
-            answer(entry, outcome)
+        _answer_all(self._outcomes)
 
-    def _run_alone(self, entry: Entry, lane: int) -> Tensors | ByocError:
+    def _run(
+        self, entries: Sequence[Entry], lane: int, inputs: Tensors | None, pieces: deque[Sequence[Entry]]
+    ) -> _Outcomes:
+        """Run some of the entries.
+
+        Args:
+            entries: in the order of their rows.
+            lane: whose engine runs.
+            inputs: of all these, if they were stacked before.
+            pieces: get both halves if that fails. They stand behind what has yet to run: so most requests have their
+                answers before the search for the poisonous one comes to its end.
+        """
+        now_s = self._clock()
+        outcomes: _Outcomes = []
+        ready = []
+        for entry in entries:
+            if entry.deadline_s <= now_s:
+                outcomes.append((entry, overdue()))
+            elif not entry.done:  # some may have left while it stood ready
+                ready.append(entry)
+        if not ready:
+            return outcomes
+        parts = [entry.tensors for entry in ready]
         try:
-            outputs = self._infers[lane](self._collation.stack([entry.tensors]))
-            return self._collation.split(outputs, [entry.tensors], [entry.rows])[0]
+            if inputs is None or len(ready) < len(entries):
+                inputs = self._collation.stack(parts)
+            self.begun_s = begun_s = self._clock()
+            outputs = self._infers[lane](inputs)
+            seconds = self._clock() - begun_s
+            split = self._collation.split(outputs, parts, [entry.rows for entry in ready])
+            outcomes += zip(ready, split, strict=True)
+            if len(ready) == len(self.entries):
+                self.seconds = seconds
         except Exception as error:
-            return _as_inference_failed(error)
+            if len(ready) == 1:
+                outcomes.append((ready[0], _as_inference_failed(error)))
+            else:
+                middle = len(ready) // 2
+                pieces += (ready[:middle], ready[middle:])
+                if entries is self.entries:
+                    logger.warning("a batch of %d requests failed and is run again in halves: %s", len(ready), error)
+        return outcomes
+
+
+def _answer_all(outcomes: _Outcomes) -> None:
+    for entry, outcome in outcomes:
+        answer(entry, outcome)
+    outcomes.clear()  # the traceback of an error among them leads here
 
 
 def answer(entry: Entry, outcome: Tensors | ByocError) -> None:
     """Answer a request, unless it was answered or given up before."""
     if entry.done:
         return
-    entry.done = True
+    entry.end()
     try:
         entry.reply(outcome)
     except Exception:  # one request's reply must never keep its neighbours from theirs
         logger.exception("a reply failed")
     if isinstance(outcome, ByocError):
         outcome.__cause__ = None  # logged by now; its traceback leads to frames that lead to the entry and back here
+
+
+def overdue() -> DeadlineExceeded:
+    """What a request is answered whose time is over."""
+    return DeadlineExceeded("the request was not done within its time")
 
 
 def _as_inference_failed(error: Exception) -> ByocError:

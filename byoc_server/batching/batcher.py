@@ -6,7 +6,7 @@ grows. With a ``max_queue_delay_s`` a batch that is not full yet is held back un
 long.
 
 A batch that takes less than ``INLINE_SECONDS`` by the cost model runs right on the event loop, a longer one in a lane
-of the device (see ``device``). A batch that fails is run again entry by entry, so that only the poisonous entry fails.
+of the device (see ``device``). A batch that fails is run again in halves, so that only the poisonous entry fails.
 
 Everything but the engine call happens on the event loop thread, so nothing here needs a lock.
 """
@@ -20,14 +20,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from byoc_server.batching.batch import EntryBatch, answer
-from byoc_server.batching.collate import Collation, Infer, slice_rows
+from byoc_server.batching.batch import EntryBatch, answer, overdue
+from byoc_server.batching.collate import Collation, Infer
 from byoc_server.batching.cost import CostModel
 from byoc_server.batching.device import Batch, DeviceScheduler
 from byoc_server.batching.join import Join
 from byoc_server.batching.loop_guard import INLINE_SECONDS, LoopGuard
 from byoc_server.batching.policy import BatchBounds, BatchQueue, Entry, QueueLimits, Reply
-from byoc_server.errors import DeadlineExceeded
 from byoc_server.types import Tensors, tensor_bytes
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,6 @@ Cancel = Callable[[], None]
 """Gives a request up. Calling it late or twice does no harm."""
 
 _STACKED_ON_LOOP_BYTES = 1024 * 1024
-_EXPIRED = "the request was not done within its time"
 _SOONEST_LOOK_S = 0.001
 
 
@@ -91,7 +89,7 @@ class Batcher:
 
     @property
     def running_s(self) -> float:
-        """How long the oldest batch has been running, in seconds; 0 when none runs."""
+        """How long the oldest run of the model has been going on, in seconds; 0 when none does."""
         return self._device.running_s(self)
 
     def submit(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Cancel:
@@ -114,22 +112,14 @@ class Batcher:
         key, length = collation.key(tensors), collation.length(tensors)
         if deadline_s < self._look_s:
             self._look_at(deadline_s, now_s)
-        if rows <= queue.max_rows and rows * length <= queue.max_work:
+        entry: Entry
+        if rows == 1 or (rows <= queue.max_rows and rows * length <= queue.max_work):
             entry = Entry(tensors, rows, length, nbytes, key, now_s, deadline_s, reply, urgent)
-            queue.push(entry)
-            self._schedule()
-            return partial(queue.cancel, entry)
-        most_rows = queue.most_rows(length)
-        parts = slice_rows(tensors, most_rows)
-        join = Join(len(parts), reply, queue.cancel)
-        for number, part in enumerate(parts):
-            part_rows = min(most_rows, rows - number * most_rows)
-            take = partial(join.take, number)
-            entry = Entry(part, part_rows, length, tensor_bytes(part), key, now_s, deadline_s, take, urgent)
-            join.entries.append(entry)
-            queue.push(entry)
+        else:
+            entry = Join(queue.cancel, tensors, rows, length, nbytes, key, now_s, deadline_s, reply, urgent)
+        queue.push(entry)
         self._schedule()
-        return join.cancel
+        return partial(queue.cancel, entry)
 
     @property
     def waiting(self) -> bool:
@@ -224,8 +214,11 @@ class Batcher:
         """Take a batch out of the queue; answers what has expired."""
         entries, work, expired = self._queue.next_batch(self._clock())
         for entry in expired:
-            answer(entry, DeadlineExceeded(_EXPIRED))
-        return EntryBatch(self, entries, work, self._infers, self._collation, self._clock) if entries else None
+            answer(entry, overdue())
+        if not entries:
+            return None
+        on_loop = self._loop.call_soon_threadsafe
+        return EntryBatch(self, entries, work, self._infers, self._collation, self._clock, on_loop)
 
     def settle(self, batch: EntryBatch, held_s: float) -> None:
         """Take note of a batch that has run in a lane, and held it for so many seconds."""
@@ -256,9 +249,9 @@ class Batcher:
     def _on_deadline(self) -> None:
         now_s = self._clock()
         running = [entry for batch in self._in_hand for entry in batch.entries if not entry.done]
-        overdue = [entry for entry in running if entry.deadline_s <= now_s]
-        for entry in (*overdue, *self._queue.expire(now_s)):
-            answer(entry, DeadlineExceeded(_EXPIRED))
+        late = [entry for entry in running if entry.deadline_s <= now_s]
+        for entry in (*late, *self._queue.expire(now_s)):
+            answer(entry, overdue())
         self._look_s, self._look_timer = math.inf, None
         deadlines = [entry.deadline_s for entry in running if not entry.done]
         waiting_s = self._queue.next_deadline_s()

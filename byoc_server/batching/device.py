@@ -51,6 +51,11 @@ class Batch(Protocol):
         """Seconds it should take; ``None`` when unknown."""
         ...
 
+    @property
+    def begun_s(self) -> float | None:
+        """When its latest run began, by the clock of the device; ``None`` before the first."""
+        ...
+
     def run(self, lane: int) -> None:
         """Run in a lane, off the event loop. Raises nothing."""
         ...
@@ -96,6 +101,12 @@ class _Lane:
         self.in_hand: deque[Batch] = deque()
         self.since_s = 0.0
 
+    @property
+    def begun_s(self) -> float:
+        """When the run in progress began."""
+        begun_s = self.in_hand[0].begun_s
+        return self.since_s if begun_s is None else begun_s
+
 
 class DeviceScheduler:
     """Runs the batches of several models on one device.
@@ -124,8 +135,12 @@ class DeviceScheduler:
         self._turns.join(source)
 
     def running_s(self, source: Source) -> float:
-        """How long the oldest batch of a source has been running, in seconds; 0 when none runs."""
-        begun = [lane.since_s for lane in self._lanes if lane.in_hand and lane.in_hand[0].source is source]
+        """How long the oldest run of a source has been going on, in seconds; 0 when none does.
+
+        A batch that fails is run again in pieces: each is a run of its own, or all together would look like one that
+        hangs.
+        """
+        begun = [lane.begun_s for lane in self._lanes if lane.in_hand and lane.in_hand[0].source is source]
         return self._clock() - min(begun) if begun else 0.0
 
     def dispatch(self) -> None:

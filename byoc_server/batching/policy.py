@@ -9,12 +9,13 @@ The rules:
    with it (same key), up to so many rows and so much work. Others keep their place.
 3. *Leaving.* An entry that was cancelled or is past its deadline leaves the queue without running.
 
-The work of a batch is its rows times its longest record. The batcher cuts requests larger than a batch into parts; what
-is beyond the bounds all the same, such as one very long record, runs alone.
+The work of a batch is its rows times its longest record. A request larger than a batch is cut as batches have room for
+it, and what is left keeps its place; what is beyond the bounds all the same, such as one very long record, runs alone.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ accepted at the very limit, and half of it expire."""
 
 
 class Entry:
-    """One request, or one part of a large one, on its way through the queue.
+    """One request, or a part of a large one, on its way through the queue.
 
     Attributes:
         tensors: inputs, N rows each.
@@ -91,6 +92,21 @@ class Entry:
         self.urgent = urgent
         self.done = False
         self.waiting = False
+
+    def end(self) -> None:
+        """Take note that it is answered or given up."""
+        self.done = True
+
+
+class LargeEntry(Entry):
+    """A request larger than a batch, which runs in parts. It waits with the rows that have not been cut off."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def cut(self, rows: int) -> Entry:
+        """Take so many rows, or what is left, off its front, as an entry that runs in its stead."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +234,7 @@ class BatchQueue:
 
     def cancel(self, entry: Entry) -> None:
         """Give up an entry: it will not run if it still waits, and its outcome is dropped if it runs already."""
-        entry.done = True
+        entry.end()
         if entry.waiting:
             self._leave(entry)
             entry.tensors = {}  # its place in the queue stays until it is passed, its memory does not
@@ -243,8 +259,16 @@ class BatchQueue:
                     expired.append(entry)
                     self._leave(entry)
                     continue
-                all_rows = rows + entry.rows
                 length = entry.length if entry.length > longest else longest
+                if isinstance(entry, LargeEntry) and (not batch or entry.key == batch[0].key):
+                    room = min(max_rows, max_work // length) - rows
+                    if room > 0 or not batch:
+                        part = entry.cut(max(1, room))
+                        entry.waiting = entry.rows > 0
+                        if entry.waiting:
+                            skipped.append(entry)
+                        entry = part
+                all_rows = rows + entry.rows
                 if batch and (entry.key != batch[0].key or all_rows > max_rows or all_rows * length > max_work):
                     skipped.append(entry)
                     continue

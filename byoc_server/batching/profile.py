@@ -1,7 +1,7 @@
 """What a model was measured to cost: seconds of batches of 1, 2, 4, ... records, taken before it is ready. Pure.
 
 The sizes ("rungs") are those of a ladder, run from the largest down: memory that the engine keeps is then asked for
-once, and what larger batches have warmed up serves the smaller ones.
+once, and what larger batches have warmed up serves the smaller ones. A climb finds out before how far up it begins.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ LARGEST_RUNG = 256
 """No rung above this unless the user wants it: on every CPU measured, throughput is flat long before."""
 _WORTHWHILE_GAIN = 1.05
 """A larger batch must bring 5 % more a second to be worth its latency."""
+_SLOW = 1 / 4
+"""A record is slow that takes more than this share of the longest batch that is tried without looking at its gain."""
 _RUNS_OF_A_RUNG = 3
 """What a rung that takes long is measured by, its warm-up included."""
 TOO_SHORT_TO_SEE_S = 1e-9
@@ -89,34 +91,87 @@ def is_worthwhile(throughput: float, than: float) -> bool:
     return throughput > than * _WORTHWHILE_GAIN
 
 
-def find_top(probe: Callable[[int], float], largest: int, longest_s: float) -> tuple[int, bool]:
-    """How far up the ladder begins: the largest size whose batch takes no longer than so many seconds.
-
-    It begins with one record; each probe tells how far the next one may go.
+class Climb:
+    """The sizes tried so far, each larger than the one before.
 
     Args:
         probe: runs one batch of so many rows and returns its seconds; raises ``DoesNotFit``.
-        largest: no rung above this.
-        longest_s: of a batch.
+        largest: no larger one is tried.
 
-    Returns:
-        The size, at least 1, and whether the next larger one of the ladder is known not to fit.
+    Attributes:
+        largest: likewise; no more than what was not found too large for the memory of the device.
+        fits: ``largest``, if one was found too large; else ``None``.
+        spent_s: seconds of all probes.
     """
-    top, seconds = 1, max(probe(1), TOO_SHORT_TO_SEE_S)
-    too_large = False
-    while True:
-        following = _rung_at_most(longest_s * top / seconds, largest)
-        while following > top:
-            try:
-                seconds = max(probe(following), TOO_SHORT_TO_SEE_S)
-            except DoesNotFit:
-                too_large = True
-                largest = following = _rung_below(following)
-            else:
-                break
-        if following <= top:
-            return top, too_large
-        top = following
+
+    def __init__(self, probe: Callable[[int], float], largest: int) -> None:
+        self.largest = largest
+        self.fits: int | None = None
+        self.spent_s = 0.0
+        self._probe = probe
+        self._before = self._last = (0, 0.0)
+        self.step(1)
+
+    @property
+    def rows(self) -> int:
+        """The largest size that has run."""
+        return self._last[0]
+
+    @property
+    def grows(self) -> bool:
+        """Whether the last step made a difference to the throughput, as far as that can be told."""
+        rows, seconds = self._before
+        return not rows or is_worthwhile(self._last[0] / self._last[1], than=rows / seconds)
+
+    def expected_s(self, rows: int) -> float:
+        """Seconds that a larger batch would take: on a line through the last two."""
+        (low, low_s), (high, high_s) = self._before, self._last
+        return high_s + (rows - high) * max(0.0, high_s - low_s) / (high - low)
+
+    def rows_within(self, seconds: float) -> float:
+        """How many rows run in so many seconds, at the least: as if a larger batch gained nothing."""
+        rows, last_s = self._last
+        return seconds * rows / last_s
+
+    def step(self, rows: int) -> bool:
+        """Try a larger size; returns whether it fits."""
+        try:
+            seconds = max(self._probe(rows), TOO_SHORT_TO_SEE_S)
+        except DoesNotFit:
+            self.largest = self.fits = _rung_below(rows)
+            return False
+        self._before, self._last = self._last, (rows, seconds)
+        self.spent_s += seconds
+        return True
+
+
+def find_top(climb: Climb, longest_s: float, budget_s: float, *, wanted: bool = False) -> int:
+    """How far up the ladder begins: the largest size, at least 1, whose batch takes no longer than so many seconds.
+
+    Each size tried tells how far the next one may go. That finds nothing where a single record takes long, although a
+    model with a high cost of any run may take no longer for many. So where a record is slow, or the user wants large
+    batches, it goes on as long as throughput grows and there is time.
+
+    Args:
+        climb: has tried one record.
+        longest_s: of a batch.
+        budget_s: of all that is tried, where it goes on.
+        wanted: batches of ``climb.largest`` are what the user wants.
+    """
+    goes_on = wanted or climb.spent_s > _SLOW * longest_s
+    while (rows := _rung_at_most(climb.rows_within(longest_s), climb.largest)) > climb.rows:
+        climb.step(rows)
+    top = climb.rows
+    while goes_on and top < climb.largest and climb.grows:
+        left_s = budget_s - climb.spent_s
+        rows = min(2 * top, climb.largest)
+        if wanted and climb.expected_s(climb.largest) <= left_s:
+            rows = climb.largest
+        if climb.expected_s(rows) > left_s:
+            break
+        if climb.step(rows) and (wanted or climb.grows):
+            top = rows
+    return top
 
 
 def descend(measure: Callable[[int], float], top: int, budget_s: float) -> tuple[tuple[int, float], ...]:

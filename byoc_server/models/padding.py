@@ -4,12 +4,17 @@ Three steps. *Found*: every input has a fixed record shape, or one open axis and
 signature of an encoder has its values by convention, other models by ``byoc.toml``. *Tried*, before the model is ready:
 made-up records run alone, and padded in one batch. Only if both agree padding is *used*. The same runs show which
 axes of the outputs are as long as the record: names and declared shapes are no proof of that.
+
+What some models compute changes with the length from some length on (attention scaled by the logarithm of the length,
+windows of so many positions), so longer records are tried as well, as far as the model takes them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -30,6 +35,10 @@ they are an input, may be counted in many ways, and so are not among them."""
 _VOCABULARIES = (64, 8, 2)
 """Made-up whole numbers are below the first of these that the model takes."""
 _SHORT_ROWS, _LONG_ROWS = 2, 1
+_LONGER = (45, 64), (120, 128)
+"""Lengths of records tried after those of warm-up: what models for short texts take, and what most encoders do."""
+_LONGER_BUDGET_S = 5.0
+"""No longer records are tried where all that is tried would take longer than that."""
 _TOLERANCE: Mapping[np.dtype[np.generic], float] = {
     np.dtype(np.float16): 2e-2,
     np.dtype(np.float32): 1e-3,
@@ -48,6 +57,10 @@ class _UnsafeError(Exception):
     """Records must not be padded; the text says why."""
 
 
+class _DoesNotRunError(_UnsafeError):
+    """The model does not take records of these lengths."""
+
+
 def padded_collation(
     infer: Infer,
     signature: Signature,
@@ -56,6 +69,7 @@ def padded_collation(
     profile: BatchProfile,
     *,
     to_bucket: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> PaddedCollation | None:
     """How records of different lengths share a batch; ``None`` if they do not.
 
@@ -66,6 +80,7 @@ def padded_collation(
         open_axis: length of open axes with which made-up records run; ``None`` if none did.
         profile: what batches of these cost.
         to_bucket: see ``PaddedCollation``.
+        clock: seconds.
 
     Raises:
         GpuUnavailable: the engine cannot use its GPU.
@@ -76,7 +91,8 @@ def padded_collation(
     try:
         if open_axis is None or open_axis == 1:
             raise _UnsafeError("made-up records of several lengths do not run")
-        padding = _try_padding(infer, signature, inputs, open_axis)
+        trial = partial(_try_padding, infer, signature, inputs)
+        padding = _try_lengths(trial, (open_axis * 5 // 8, open_axis), clock)
     except _UnsafeError as error:
         text = "records of different lengths do not share a batch: %s"
         logger.warning(text, error, extra={"event": "padding"})
@@ -128,14 +144,49 @@ def _encoder_values(signature: Signature) -> Mapping[str, float]:
     return dict.fromkeys(names, 0) if is_encoder and is_tokens else {}
 
 
-def _try_padding(infer: Infer, signature: Signature, inputs: Mapping[str, PaddedInput], longest: int) -> Padding:
-    """Run records of two lengths alone and together.
+def _try_lengths(
+    trial: Callable[[tuple[int, int]], Padding], lengths: tuple[int, int], clock: Callable[[], float]
+) -> Padding:
+    """Try padding with records of two lengths, and with longer ones as far as the model takes them and time allows.
 
     Raises:
-        _UnsafeError: they do not run, or do not agree.
+        _UnsafeError: the first do not run, or any do not agree.
         GpuUnavailable: the engine cannot use its GPU.
     """
-    lengths = longest * 5 // 8, longest
+    begin_s = start_s = clock()
+    padding = trial(lengths)
+    longest = lengths[1]
+    for longer in _LONGER:
+        now_s = clock()
+        if now_s - begin_s + (now_s - start_s) * longer[1] / longest > _LONGER_BUDGET_S:
+            break
+        start_s = now_s
+        try:
+            found = trial(longer)
+        except _DoesNotRunError:
+            continue
+        except GpuUnavailable as error:
+            if error.lasting:
+                raise
+            break  # there is no room for so long ones
+        longest = longer[1]
+        if found != padding:
+            raise _UnsafeError(
+                f"records of {longest} positions and more have other axes of outputs as long as they are"
+            )
+    return padding
+
+
+def _try_padding(
+    infer: Infer, signature: Signature, inputs: Mapping[str, PaddedInput], lengths: tuple[int, int]
+) -> Padding:
+    """Run records of two lengths, the shorter first, alone and together.
+
+    Raises:
+        _DoesNotRunError: they do not run.
+        _UnsafeError: they do not agree.
+        GpuUnavailable: the engine cannot use its GPU.
+    """
     parts, alone = _run_alone(infer, signature, inputs, lengths)
     padding = Padding(inputs, _axes_of_length(alone, lengths))
     collation = PaddedCollation(padding)
@@ -163,7 +214,7 @@ def _run_alone(
     """Made-up records of both lengths, and their outputs.
 
     Raises:
-        _UnsafeError: none runs.
+        _DoesNotRunError: none runs.
         GpuUnavailable: the engine cannot use its GPU.
     """
     failure: Exception | None = None
@@ -179,7 +230,7 @@ def _run_alone(
             raise
         except Exception as error:  # whatever the engine raises
             failure = error
-    raise _UnsafeError(f"made-up records do not run: {_first_line(failure)}") from failure
+    raise _DoesNotRunError(f"made-up records do not run: {_first_line(failure)}") from failure
 
 
 def _make_up(

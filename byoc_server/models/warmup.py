@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from byoc_server.batching.collate import Infer, infer_in_rungs
-from byoc_server.batching.profile import LARGEST_RUNG, BatchProfile, DoesNotFit, descend, find_top
+from byoc_server.batching.profile import LARGEST_RUNG, BatchProfile, Climb, DoesNotFit, descend, find_top
 from byoc_server.errors import GpuUnavailable
 from byoc_server.types import STRING, BatchAxis, Signature, Tensors
 
@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 _OPEN_AXIS_GUESSES = (16, 1, 8, 64, 224)
 """Lengths tried for axes the graph leaves open: token sequences, single columns, images."""
 _LONGEST_PROBE_S = 0.5
-"""A batch that would take longer than that is not tried: on slow hardware it gains nothing but latency."""
+"""A batch that would take longer than that is not tried, unless a single record is slow or the user wants it: on slow
+hardware it gains nothing but latency."""
 _BUDGET_S = 5.0
 _RUNG_MIN_SECONDS, _RUNG_MIN_RUNS, _RUNG_MAX_RUNS = 0.05, 2, 20
 
@@ -78,7 +79,7 @@ def warm_up(
     example = partial(make_example, open_axis=open_axis)
     signature = verify_batch_axis(infer, signature, example)
     run = record_infer(infer, signature)
-    profile = _climb_down(run, partial(example, signature), signature, max_batch_size or LARGEST_RUNG, clock)
+    profile = _climb_down(run, partial(example, signature), signature, max_batch_size, clock)
     if fixed_shapes:
         run = record_infer(infer, signature, profile)
     return WarmUp(signature, run, profile, open_axis)
@@ -118,7 +119,7 @@ def record_infer(infer: Infer, signature: Signature, profile: BatchProfile | Non
 
 
 def _climb_down(
-    run: Infer, example: Callable[[int], Tensors], signature: Signature, largest: int, clock: Callable[[], float]
+    run: Infer, example: Callable[[int], Tensors], signature: Signature, max_batch_size: int, clock: Callable[[], float]
 ) -> BatchProfile:
     """Measure the ladder of batch sizes, the largest first."""
 
@@ -135,8 +136,9 @@ def _climb_down(
     if signature.batch_axis is not BatchAxis.DYNAMIC:
         rows = signature.batch_size or 1
         return BatchProfile(((rows, _measure(run, example(rows), clock)),))
-    top, too_large = find_top(partial(attempt, _time_one), largest, _LONGEST_PROBE_S)
-    return BatchProfile(descend(partial(attempt, _measure), top, _BUDGET_S), top if too_large else None)
+    climb = Climb(partial(attempt, _time_one), max_batch_size or LARGEST_RUNG)
+    top = find_top(climb, _LONGEST_PROBE_S, _BUDGET_S, wanted=max_batch_size > 0)
+    return BatchProfile(descend(partial(attempt, _measure), top, _BUDGET_S - climb.spent_s), climb.fits)
 
 
 def make_example(signature: Signature, rows: int, open_axis: int) -> Tensors:

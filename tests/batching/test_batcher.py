@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
@@ -221,8 +222,99 @@ def test_only_the_poisonous_entry_fails(caplog: pytest.LogCaptureFixture) -> Non
 
     with caplog.at_level(logging.WARNING):
         run(scenario, model)
-    assert model.batches == [[1, -1, 3], [1], [-1], [3]]
-    assert "run again one by one" in caplog.text
+    assert model.batches == [[1, -1, 3], [1], [-1, 3], [-1], [3]]
+    assert caplog.text.count("run again in halves") == 1
+
+
+def test_one_poisonous_entry_among_many_costs_few_runs() -> None:
+    model = Model()
+
+    async def scenario(batcher: Batcher) -> None:
+        answers = [Answer(batcher, tensors(-1 if i == 50 else i)) for i in range(128)]
+        for i, answer in enumerate(answers):
+            outcome = await answer.wait()
+            assert isinstance(outcome, InferenceFailed) if i == 50 else await answer.values() == [2 * i]
+
+    run(scenario, model, bounds=BatchBounds(128, 128))
+    assert len(model.batches) == 1 + 2 * 7
+
+
+def test_those_beside_a_poisonous_entry_need_not_wait_until_it_is_found() -> None:
+    """The half without it is answered while the other is searched."""
+    answered = threading.Event()
+    batches: list[list[float]] = []
+
+    def infer(inputs: Tensors) -> Tensors:
+        values = inputs["x"].ravel().tolist()
+        batches.append(values)
+        if values == [1, -1]:
+            assert answered.wait(20)
+        if -1 in values:
+            raise RuntimeError("negative")
+        return {"y": inputs["x"]}
+
+    async def scenario(batcher: Batcher) -> None:
+        answers = [Answer(batcher, tensors(value)) for value in (1, -1, *range(2, 8))]
+        for value, answer in enumerate(answers[4:], 4):
+            assert await answer.values() == [value]
+        answered.set()
+        assert isinstance(await answers[1].wait(), InferenceFailed)
+
+    run(scenario, infer, rungs=SLOW)
+    assert batches == [[1, -1, *range(2, 8)], [1, -1, 2, 3], [4, 5, 6, 7], [1, -1], [2, 3], [1], [-1]]
+
+
+def test_a_search_that_outlives_the_event_loop_ends_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    model = Model(gate := threading.Event())
+
+    async def main() -> WorkerThread:
+        worker = WorkerThread("inference")
+        limits = QueueLimits(1000, 10**6)
+        collation, device = RowCollation(spec(None, 1)), DeviceScheduler([worker])
+        batcher = Batcher([model], collation, limits, EIGHT_ROWS, CostModel(SLOW), device)
+        for value in (1, -1):
+            Answer(batcher, tensors(value))
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        return worker
+
+    worker = asyncio.run(main())
+    gate.set()
+    done = threading.Event()
+    worker.submit(done.set)
+    assert done.wait(20)
+    worker.close(wait=True)
+    assert model.batches == [[1, -1], [1], [-1]]
+    assert "Traceback" not in caplog.text
+
+
+def test_what_is_done_or_overdue_by_then_does_not_run_again() -> None:
+    batches: list[list[float]] = []
+    now = [0.0]
+
+    async def scenario(batcher: Batcher) -> None:
+        def infer_fails() -> None:
+            gone.cancel()
+            now[0] = 2.0
+
+        fails.append(infer_fails)
+        stale = Answer(batcher, tensors(1), deadline_s=1.0)
+        gone, fresh = Answer(batcher, tensors(2)), Answer(batcher, tensors(3))
+        assert await fresh.values() == [3]
+        assert isinstance(await stale.wait(), DeadlineExceeded)
+        assert gone.outcomes == []
+
+    fails: list[Callable[[], None]] = []
+
+    def infer(inputs: Tensors) -> Tensors:
+        batches.append(inputs["x"].ravel().tolist())
+        if fails:
+            fails.pop()()
+            raise RuntimeError("once")
+        return {"y": inputs["x"]}
+
+    run(scenario, infer, clock=lambda: now[0])
+    assert batches == [[1, 2, 3], [3]]
 
 
 def test_outputs_that_do_not_follow_the_batch_axis_fail_cleanly() -> None:
@@ -245,6 +337,135 @@ def test_a_request_larger_than_a_batch_is_cut_and_rejoined_in_order() -> None:
 
     run(scenario, model)
     assert [len(b) for b in model.batches] == [8, 8, 6]
+
+
+def test_what_is_left_of_a_large_request_keeps_its_place_before_those_that_came_later() -> None:
+    model = Model()
+
+    async def scenario(batcher: Batcher) -> None:
+        small = Answer(batcher, tensors(50))
+        large = Answer(batcher, tensors(*range(20)))
+        later = Answer(batcher, tensors(100))
+        assert await large.values() == [2 * i for i in range(20)]
+        assert await small.values() == [100]
+        assert await later.values() == [200]
+
+    run(scenario, model)
+    assert model.batches == [[50, *range(7)], [*range(7, 15)], [*range(15, 20), 100]]
+
+
+def test_a_large_request_of_several_lanes_and_dtypes_comes_back_in_order() -> None:
+    """The second lane is the first to be done; strings keep their places too."""
+    second_done = threading.Event()
+
+    def outputs(inputs: Tensors) -> Tensors:
+        words = np.array([str(int(v)) for v in inputs["x"].ravel()], dtype=object)
+        return {"y": inputs["x"] * 2, "words": words, "wide": np.repeat(inputs["x"], 3, axis=1).astype(np.int8)}
+
+    def first(inputs: Tensors) -> Tensors:
+        assert second_done.wait(20)
+        return outputs(inputs)
+
+    def second(inputs: Tensors) -> Tensors:
+        second_done.set()
+        return outputs(inputs)
+
+    async def scenario(batcher: Batcher) -> None:
+        outcome = await Answer(batcher, tensors(*range(21))).wait()
+        assert isinstance(outcome, dict)
+        assert outcome["y"].ravel().tolist() == [2 * i for i in range(21)]
+        assert outcome["words"].tolist() == [str(i) for i in range(21)]
+        assert outcome["wide"].dtype == np.int8
+        assert outcome["wide"].tolist() == [[i] * 3 for i in range(21)]
+
+    run(scenario, first, second, rungs=SLOW)
+
+
+def test_a_large_request_at_its_deadline_is_answered_once_and_what_is_left_does_not_run() -> None:
+    model = Model(gate := threading.Event())
+    now = [0.0]
+
+    async def scenario(batcher: Batcher) -> None:
+        large = Answer(batcher, tensors(*range(40)), deadline_s=0.02)
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        now[0] = 1.0
+        assert isinstance(await large.wait(), DeadlineExceeded)
+        gate.set()
+        assert await Answer(batcher, tensors(5)).values() == [10]
+        assert len(large.outcomes) == 1
+
+    run(scenario, model, rungs=SLOW, clock=lambda: now[0])
+    assert model.batches == [list(range(8)), [5]]
+
+
+def test_a_request_counts_as_a_whole_while_it_runs_in_parts() -> None:
+    model = Model(gate := threading.Event())
+
+    async def scenario(batcher: Batcher) -> None:
+        large = Answer(batcher, tensors(*range(40)))
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        with pytest.raises(Overloaded):
+            Answer(batcher, tensors(*range(30)))
+        gate.set()
+        await large.wait()
+
+    run(scenario, model, rungs=SLOW, limits=QueueLimits(50, 10**6))
+
+
+def test_a_request_of_very_many_rows_takes_little_more_memory_than_its_outputs() -> None:
+    """A million parts: made all at once they would be some hundred bytes each."""
+    rows = 1_000_000
+
+    async def scenario(batcher: Batcher) -> None:
+        inputs: Tensors = {"x": np.zeros((rows, 1), np.float32)}
+        outputs = inputs["x"].nbytes
+        tracemalloc.start()
+        answer = Answer(batcher, inputs, rows=rows)
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+        for _ in range(100):
+            await asyncio.sleep(0)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < outputs + 200_000
+        answer.cancel()
+        await Answer(batcher, tensors(1)).wait()
+
+    run(scenario, Model(), bounds=BatchBounds(1, 1), limits=QueueLimits(10**7, 10**9))
+
+
+@pytest.mark.parametrize("rows", [9, 3])
+def test_records_whose_outputs_differ_in_shape_between_parts_fail_by_name(rows: int) -> None:
+    def infer(inputs: Tensors) -> Tensors:
+        longest = int(inputs["x"].max()) + 1
+        return {"y": np.zeros((len(inputs["x"]), longest), np.float32)}
+
+    async def scenario(batcher: Batcher) -> None:
+        outcome = await Answer(batcher, tensors(*range(rows))).wait()
+        if rows > 8:
+            assert isinstance(outcome, InferenceFailed)
+            assert outcome.message == "output 'y' has records of shapes [8] and [9] in parts of one request"
+        else:
+            assert isinstance(outcome, dict)
+
+    run(scenario, infer)
+
+
+def test_outputs_without_room_in_memory_fail_cleanly() -> None:
+    """More than any machine addresses: 2**40 records of 8 KiB."""
+    rows = 2**40
+    inputs: Tensors = {"x": np.broadcast_to(np.zeros((1, 1), np.float32), (rows, 1))}
+
+    def infer(inputs: Tensors) -> Tensors:
+        return {"y": np.zeros((len(inputs["x"]), 2**10))}
+
+    async def scenario(batcher: Batcher) -> None:
+        outcome = await Answer(batcher, inputs, rows=rows).wait()
+        assert isinstance(outcome, InferenceFailed)
+        assert outcome.message == f"there is no memory for the outputs of {rows} records"
+
+    run(scenario, infer)
 
 
 def test_a_failing_part_fails_the_whole_large_request_once_and_the_rest_does_not_run() -> None:
@@ -306,6 +527,20 @@ def test_without_a_batch_axis_every_request_is_one_run_of_its_own_shape() -> Non
 
     run(scenario, infer, signature=spec(4), bounds=BatchBounds(1, None))
     assert shapes == [(4,), (4,)]
+
+
+def test_one_record_longer_than_a_batch_is_one_run() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def infer(inputs: Tensors) -> Tensors:
+        shapes.append(inputs["x"].shape)
+        return {"y": inputs["x"]}
+
+    async def scenario(batcher: Batcher) -> None:
+        assert await Answer(batcher, {"x": np.ones((2, 9), np.float32)}, rows=1).values() == [1] * 18
+
+    run(scenario, infer, signature=spec(2, None), bounds=BatchBounds(1, None))
+    assert shapes == [(2, 9)]
 
 
 def test_a_cancelled_entry_never_runs_and_is_never_answered() -> None:

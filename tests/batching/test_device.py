@@ -216,6 +216,31 @@ def test_how_long_the_oldest_batch_has_been_running() -> None:
     on_bench(scenario)
 
 
+def test_a_batch_that_runs_again_in_pieces_is_no_run_that_hangs() -> None:
+    """Each run takes 3 s; what counts is the one that is going on."""
+    seen_s: list[float] = []
+
+    async def scenario(bench: Bench) -> None:
+        def seconds(rows: int) -> float:
+            bench.now_s[0] += 3.0
+            seen_s.append(model.running_s)
+            if rows > 1:
+                raise RuntimeError("one at a time")
+            return 0.0
+
+        model = bench.model("m", seconds, SECOND)
+        bench.ask(model, count=4)
+        await bench.turn()
+        bench.now_s[0] = 1.0
+        assert model.running_s == 1.0
+        await bench.work()
+        assert model.running_s == 0.0
+
+    bench = on_bench(scenario)
+    assert seen_s == [3.0] * 7
+    assert len(bench.answers) == 4
+
+
 def test_a_slow_model_does_not_starve_a_fast_one() -> None:
     """Both always have full batches waiting; a batch of one takes 20 times that of the other."""
     spent_s = {"slow": 0.0, "fast": 0.0}
@@ -487,7 +512,7 @@ def test_a_queue_of_overdue_requests_leaves_a_lane_idle() -> None:
         assert model.idle
 
     bench = on_bench(scenario)
-    assert len(bench.ran) == 2
+    assert bench.ran == [("m", 0, 1)]
     assert [type(outcome) for name, outcome in bench.answers if name == "late"].count(DeadlineExceeded) >= 592
 
 

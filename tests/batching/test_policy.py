@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from byoc_server.batching.cost import CostModel
+from byoc_server.batching.join import Join
 from byoc_server.batching.policy import BatchBounds, BatchQueue, Entry, QueueLimits
 from byoc_server.errors import Overloaded
 from byoc_server.types import Tensors
@@ -172,6 +173,19 @@ def test_an_entry_beyond_the_bounds_runs_alone() -> None:
     waiting = queue(large, small, bounds=BatchBounds(8, 16))
     assert waiting.next_batch(0.0) == ([large], 27, [])
     assert batch_of(waiting) == [small]
+
+
+def test_a_large_request_is_cut_to_the_room_there_is() -> None:
+    waiting = queue(entry(2, length=2), bounds=BatchBounds(8, 16))
+    tensors: Tensors = {"x": np.zeros((5, 8), np.float32)}
+    waiting.push(Join(waiting.cancel, tensors, 5, 8, 160, None, 0.0, 100.0, lambda outcome: None))
+    sizes = []
+    while waiting:
+        batch, work, _ = waiting.next_batch(0.0)
+        sizes.append(([part.rows for part in batch], work))
+        assert waiting.rows == 7 - sum(sum(rows) for rows, _ in sizes)
+    assert sizes == [([2], 4), ([2], 16), ([2], 16), ([1], 8)]
+    assert (waiting.work, waiting.nbytes) == (0, 0)
 
 
 def test_bounds_follow_the_cost_model_where_the_user_sets_none() -> None:

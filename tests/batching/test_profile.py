@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byoc_server.batching.profile import BatchProfile, DoesNotFit, descend, find_top
+from byoc_server.batching.profile import BatchProfile, Climb, DoesNotFit, descend, find_top
 
 
 def test_an_empty_profile_knows_nothing() -> None:
@@ -38,7 +38,7 @@ def test_each_probe_tells_how_far_the_next_may_go() -> None:
         probed.append(rows)
         return 0.09 + 0.01 * rows
 
-    assert find_top(probe, 256, 0.5) == (32, False)
+    assert find_top(Climb(probe, 256), 0.5, 5.0) == 32
     assert probed == [1, 4, 8, 16, 32]
 
 
@@ -46,7 +46,9 @@ def test_each_probe_tells_how_far_the_next_may_go() -> None:
     ("seconds", "largest", "top"), [(1e-6, 256, 256), (0.0, 6, 6), (0.2, 6, 2), (0.09, 6, 4), (3.0, 256, 1)]
 )
 def test_the_top_is_a_rung_or_the_largest_size_there_may_be(seconds: float, largest: int, top: int) -> None:
-    assert find_top(lambda rows: seconds * rows, largest, 0.5) == (top, False)
+    climb = Climb(lambda rows: seconds * rows, largest)
+    assert find_top(climb, 0.5, 5.0) == top
+    assert climb.fits is None
 
 
 @pytest.mark.parametrize(("fits", "top"), [(1, 1), (5, 4), (16, 16), (99, 64)])
@@ -56,7 +58,52 @@ def test_below_a_size_that_does_not_fit_the_next_lower_one_is_tried(fits: int, t
             raise DoesNotFit
         return 1e-3
 
-    assert find_top(probe, 100, 0.5) == (top, True)
+    climb = Climb(probe, 100)
+    assert find_top(climb, 0.5, 5.0) == top
+    assert climb.fits == top
+
+
+@pytest.mark.parametrize(
+    ("fixed_s", "row_s", "wanted", "probed", "top"),
+    [
+        (0.45, 0.0, False, [1, 2, 4, 8, 16, 32, 64], 64),
+        (0.45, 0.0, True, [1, 2, 64], 64),
+        (0.30, 0.2, False, [1, 2, 4, 8], 8),  # there is no time for 16
+        (0.30, 0.2, True, [1, 2, 4, 8], 8),
+        (0.02, 0.4, False, [1, 2], 1),  # 2 bring nothing
+        (1.20, 0.3, True, [1, 2], 2),
+        (1.00, 0.01, True, [1, 2, 64], 64),
+        (2.60, 0.0, False, [1], 1),
+        (0.09, 0.01, True, [1, 4, 8, 16, 32, 64], 64),
+        (0.00, 0.01, True, [1, 32], 32),  # twice as many take twice as long: that needs no proof
+    ],
+)
+def test_where_a_record_is_slow_or_batches_are_wanted_sizes_are_tried_as_long_as_it_pays(
+    fixed_s: float, row_s: float, wanted: bool, probed: list[int], top: int
+) -> None:
+    seen: list[int] = []
+
+    def probe(rows: int) -> float:
+        seen.append(rows)
+        return fixed_s + row_s * rows
+
+    assert find_top(Climb(probe, 64), 0.5, 5.0, wanted=wanted) == top
+    assert seen == probed
+
+
+def test_a_slow_batch_that_does_not_fit_ends_the_climb_below_it() -> None:
+    seen: list[int] = []
+
+    def probe(rows: int) -> float:
+        seen.append(rows)
+        if rows > 9:
+            raise DoesNotFit
+        return 0.45
+
+    climb = Climb(probe, 64)
+    assert find_top(climb, 0.5, 5.0, wanted=True) == 8
+    assert climb.fits == 8
+    assert seen == [1, 2, 64, 32, 16, 8]
 
 
 def test_the_ladder_is_measured_from_the_top_down() -> None:

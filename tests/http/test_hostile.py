@@ -26,7 +26,7 @@ HEAD = b"POST /invocations HTTP/1.1\r\nHost: a\r\n"
     params=[
         pytest.param(("identity", "fast"), id="identity"),
         pytest.param(("busy", "fast"), id="busy"),
-        pytest.param(("busy", "ordinary"), id="busy, ordinary lane"),
+        pytest.param(("busy", "ordinary"), id="busy, ordinary lane", marks=pytest.mark.soak),
     ],
 )
 def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:

@@ -323,4 +323,4 @@ def test_a_failing_request_does_not_fail_its_neighbours_in_the_batch(fragile: Se
                 assert answer.status == 500
             else:
                 assert answer.json() == {"predictions": [[10.0 * (i % 4 + 1)]]}
-    assert "run again one by one" in fragile.log
+    assert "run again in halves" in fragile.log

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.onnx_models import busy, identity, rounds_per_second
-from tests.server_process import LANES, Answer, ServerProcess, post, read_answer, running, wait_for
+from tests.server_process import LANE_PARAMS, LANES, Answer, ServerProcess, post, read_answer, running, wait_for
 
 MIB = 1024 * 1024
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(scope="module", params=LANES)
+@pytest.fixture(scope="module", params=LANE_PARAMS)
 def server(folder: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """Small limits on bodies and time, for a quick model."""
     model = identity(folder / "identity.onnx", shape=("N", 2))
@@ -124,7 +124,7 @@ def test_a_full_queue_is_503_at_once(slow: ServerProcess) -> None:
     assert slow.invoke("[[0]]").status_code == 200
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANE_PARAMS)
 def test_a_client_that_leaves_the_queue_is_never_run(folder: Path, lane: str) -> None:
     """Checklist 41: what waits for nobody is dropped, and its place is free again."""
     model = busy(folder / "left.onnx", rounds_per_second())
@@ -183,7 +183,7 @@ def memory_mib(server: ServerProcess) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANE_PARAMS)
 def test_a_large_answer_nobody_reads_is_given_up(folder: Path, lane: str) -> None:
     """Checklist 41: a client that does not read cannot hold an answer for ever."""
     model = identity(folder / "wide.onnx", shape=("N", 2))
@@ -238,7 +238,7 @@ def test_silent_connections_are_closed(folder: Path, keep_alive_server: ServerPr
             pass
 
 
-@pytest.fixture(scope="module", params=LANES)
+@pytest.fixture(scope="module", params=LANE_PARAMS)
 def keep_alive_server(folder: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     model = identity(folder / "keep.onnx")
     with running("--model", str(model), "--keep-alive-s", "1", *LANES[request.param]) as server:

@@ -355,3 +355,75 @@ def test_a_lost_gpu_is_no_property_of_the_model(call: int) -> None:
 
     with pytest.raises(GpuUnavailable):
         collation_of(infer)
+
+
+def scaled_above(length: int) -> Callable[[Tensors], Tensors]:
+    """A model whose outputs grow with the length of the batch from some length on."""
+
+    def infer(tensors: Tensors) -> Tensors:
+        return {"y": masked_sum(tensors)["y"] * max(1.0, tensors["input_ids"].shape[1] / length)}
+
+    return infer
+
+
+@pytest.mark.parametrize("length", [8, 32, 124])
+def test_a_model_that_scales_by_the_length_of_the_batch_is_not_padded(
+    length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As attention that is scaled by the logarithm of the length, above the length of training."""
+    assert collation_of(scaled_above(length)) is None
+    assert warning(caplog).startswith("output 'y' of a padded record differs by ")
+
+
+@pytest.mark.parametrize(("positions", "longest"), [(16, 16), (50, 45), (64, 64), (512, 128)])
+def test_longer_records_are_tried_as_far_as_the_model_takes_them(positions: int, longest: int) -> None:
+    ran: set[int] = set()
+
+    def infer(tensors: Tensors) -> Tensors:
+        length = tensors["input_ids"].shape[1]
+        if length > positions:
+            raise RuntimeError("indices element out of data bounds")
+        ran.add(length)
+        return masked_sum(tensors)
+
+    assert collation_of(infer) is not None
+    assert max(ran) == longest
+
+
+@pytest.mark.parametrize(("run_s", "longest"), [(0.01, 128), (0.2, 64), (0.5, 16)])
+def test_longer_records_are_not_tried_for_longer_than_a_while(run_s: float, longest: int) -> None:
+    """Each run takes so long for 16 positions, and accordingly for others."""
+    now_s = [0.0]
+    ran: set[int] = set()
+
+    def infer(tensors: Tensors) -> Tensors:
+        length = tensors["input_ids"].shape[1]
+        ran.add(length)
+        now_s[0] += run_s * length / 16
+        return masked_sum(tensors)
+
+    assert padded_collation(infer, signature(IDS, MASK), {}, 16, PROFILE, clock=lambda: now_s[0]) is not None
+    assert max(ran) == longest
+
+
+def test_an_output_that_is_as_long_as_longer_records_only_is_not_padded(caplog: pytest.LogCaptureFixture) -> None:
+    def infer(tensors: Tensors) -> Tensors:
+        rows, length = tensors["input_ids"].shape
+        return {"y": np.zeros((rows, max(length, 20)), np.float32)}
+
+    assert collation_of(infer) is None
+    assert warning(caplog) == "records of 64 positions and more have other axes of outputs as long as they are"
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_longer_records_without_room_in_the_memory_of_the_gpu_prove_nothing(lasting: bool) -> None:
+    def infer(tensors: Tensors) -> Tensors:
+        if tensors["input_ids"].shape[1] > 64:
+            raise GpuUnavailable("out of memory", lasting=lasting)
+        return masked_sum(tensors)
+
+    if lasting:
+        with pytest.raises(GpuUnavailable):
+            collation_of(infer)
+    else:
+        assert collation_of(infer) is not None

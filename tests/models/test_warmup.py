@@ -149,6 +149,16 @@ def test_a_slow_model_is_not_tried_in_batches_that_take_longer_than_half_a_secon
     assert clock.now_s < 10
 
 
+@pytest.mark.parametrize(("max_batch_size", "top"), [(0, 256), (64, 64)])
+def test_a_slow_model_whose_batches_take_no_longer_is_measured_in_large_ones(max_batch_size: int, top: int) -> None:
+    """Or the time of a batch of 64 would be taken as that of 64 runs, and requests be refused for it."""
+    clock = Clock()
+    warm = warm_up(Engine(clock, row_s=0.0, fixed_s=0.45), signature((None, 4)), max_batch_size, clock)
+    assert warm.profile.best_batch_size == top
+    assert warm.profile.seconds(64) == pytest.approx(0.45)
+    assert clock.now_s < 10
+
+
 @pytest.mark.parametrize("error", [RuntimeError("BFCArena: no room\nmore"), GpuUnavailable("no room", lasting=False)])
 def test_a_batch_too_large_for_the_memory_is_left_out(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()

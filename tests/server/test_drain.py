@@ -20,7 +20,7 @@ from tests.server_process import ORDINARY_LANE, Answer, ServerProcess, alive, po
 WORKERS = [
     pytest.param(("--workers", "1"), id="one"),
     pytest.param(("--workers", "2"), id="two"),
-    pytest.param(("--workers", "1", *ORDINARY_LANE), id="one, ordinary lane"),
+    pytest.param(("--workers", "1", *ORDINARY_LANE), id="one, ordinary lane", marks=pytest.mark.soak),
 ]
 ENDS_WITHIN_S = 25.0
 
