@@ -218,7 +218,7 @@ class Settings:
     request_timeout_s: float = _setting(
         60.0,
         _number(0.1, 3600),
-        "seconds a request may take, from its first byte to its answer",
+        "seconds a request may take, from the end of its head to its answer",
         sagemaker=["SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", "SAGEMAKER_MODEL_SERVER_TIMEOUT"],
     )
     max_payload_mib: int = _setting(

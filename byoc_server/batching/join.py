@@ -79,13 +79,22 @@ class Join(LargeEntry):
     def _take(self, begin: int, end: int, outcome: Tensors | ByocError) -> None:
         """Take the outcome of the part from row ``begin`` to ``end``; the first error ends the whole request."""
         del self._parts[begin]
-        failure = outcome if isinstance(outcome, ByocError) else self._put(begin, end, outcome)
+        failure = outcome if isinstance(outcome, ByocError) else self._put_or_fail(begin, end, outcome)
         self._left -= end - begin
         if failure is None and self._left:
             return
-        outputs = self._outputs
+        outputs, reply = self._outputs, self.reply
         self._give_up(self)
-        self.reply(outputs if failure is None else failure)
+        reply(outputs if failure is None else failure)
+
+    def _put_or_fail(self, begin: int, end: int, outputs: Tensors) -> InferenceFailed | None:
+        """As ``_put``. Whatever goes wrong, somebody waits for an answer, and no other part may come to bring one."""
+        try:
+            return self._put(begin, end, outputs)
+        except Exception as error:
+            failed = InferenceFailed("the outputs of the parts of this request cannot be put together")
+            failed.__cause__ = error
+            return failed
 
     def _put(self, begin: int, end: int, outputs: Tensors) -> InferenceFailed | None:
         """Copy the outputs of a part to their place; returns why that is not possible, if so."""

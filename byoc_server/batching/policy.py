@@ -161,6 +161,7 @@ class BatchQueue:
         self._normal: deque[Entry] = deque()
         self._urgent_work = 0
         self._contested = 0
+        self._left_behind = 0
         self.follow_cost()
 
     def __bool__(self) -> bool:
@@ -175,10 +176,6 @@ class BatchQueue:
     def follow_cost(self) -> None:
         """Fit the bounds of a batch to what the cost model knows by now."""
         self.max_work = self._bounds.max_work or self._cost.best_work
-
-    def most_rows(self, length: int) -> int:
-        """Rows of the largest batch of records of this length."""
-        return max(1, min(self.max_rows, self.max_work // length))
 
     def admit(
         self,
@@ -235,9 +232,17 @@ class BatchQueue:
     def cancel(self, entry: Entry) -> None:
         """Give up an entry: it will not run if it still waits, and its outcome is dropped if it runs already."""
         entry.end()
-        if entry.waiting:
-            self._leave(entry)
-            entry.tensors = {}  # its place in the queue stays until it is passed, its memory does not
+        if not entry.waiting:
+            return
+        self._leave(entry)
+        # Its place in the queue stays for a while. What it leads to does not: its tensors, and by the reply its client.
+        entry.tensors = {}
+        entry.reply = _nobody
+        self._left_behind += 1
+        if self._left_behind > max(_LOOKAHEAD, (len(self._normal) + len(self._urgent)) // 2):
+            self._left_behind = 0
+            self._normal = deque([other for other in self._normal if not other.done])
+            self._urgent = deque([other for other in self._urgent if not other.done])
 
     def next_batch(self, now_s: float) -> tuple[list[Entry], int, list[Entry]]:
         """Take the next batch out of the queue.
@@ -327,3 +332,7 @@ class BatchQueue:
         self.nbytes -= entry.nbytes
         if entry.urgent:
             self._urgent_work -= entry.work
+
+
+def _nobody(_: Tensors | ByocError) -> None:
+    """The reply of a request that was given up."""

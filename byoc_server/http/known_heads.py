@@ -50,7 +50,9 @@ class KnownHeads:
             body_bytes: of its message, with which the read ended as far as the parser told.
         """
         size = len(data) - body_bytes
-        if head.inference_id is not None or size > _LARGEST_HEAD_BYTES:  # an id does not come again
+        if head.inference_id is not None or head.custom_attributes is not None:  # they hardly come again
+            return
+        if size > _LARGEST_HEAD_BYTES:
             return
         key = data[:size]
         if key.find(_END) + len(_END) != size or key.count(b"\n") != key.count(b"\r\n"):

@@ -103,16 +103,18 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
         self._idle_since_s = None
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
-            return
-        except httptools.HttpParserError:
-            self.logger.warning(_INVALID)
-            self.send_400_response(_INVALID)
-            return
-        self._parsed(len(data))
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._decline_upgrade(data[upgrade.args[0] :])
+            except httptools.HttpParserError:
+                self.logger.warning(_INVALID)
+                self.send_400_response(_INVALID)
+                return
+            else:
+                self._parsed(len(data))
+                return
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or wait for it."""
@@ -176,22 +178,25 @@ class Connection(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _decline_upgrade(self, rest: bytes) -> None:
+    def _decline_upgrade(self, rest: bytes) -> bytes:
         """Serve a request as if its ``Upgrade`` were not there, as RFC 9110, section 7.8, allows.
 
         Some HTTP clients offer h2c with every request. httptools takes what follows such a head for another protocol,
         so the head is parsed again without the offer.
+
+        Returns:
+            What is to be parsed now; nothing if the request was refused.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
             self.send_400_response(_INVALID)
-            return
+            return b""
         lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] not in (b"upgrade", b"connection")]
         lines += [b"connection: close"] * (not self.parser.should_keep_alive())
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as the base class does
-        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+        return b"\r\n".join(lines) + b"\r\n\r\n" + rest
 
     def _watch_head(self, size: int) -> None:
         """Something came and is no complete head: it may take neither for ever nor all memory."""

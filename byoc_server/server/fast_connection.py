@@ -125,8 +125,10 @@ class FastConnection(Connection):
         known = self._lane.heads.find(data)
         if known is None:
             self._sole_read = data
-            super().data_received(data)
-            self._sole_read = None
+            try:
+                super().data_received(data)
+            finally:
+                self._sole_read = None
             return
         self._idle_since_s = None
         self._enter_lane(begun_now(known.head), keep_alive=True)
@@ -147,6 +149,7 @@ class FastConnection(Connection):
     def on_headers_complete(self) -> None:
         """Choose the lane."""
         if self.parser.should_upgrade():
+            self._sole_read = None  # something else is parsed from here on
             return
         if (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused:
             if self.url == b"/invocations":

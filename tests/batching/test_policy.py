@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from byoc_server.batching.cost import CostModel
 from byoc_server.batching.join import Join
-from byoc_server.batching.policy import BatchBounds, BatchQueue, Entry, QueueLimits
-from byoc_server.errors import Overloaded
+from byoc_server.batching.policy import BatchBounds, BatchQueue, Entry, QueueLimits, _nobody
+from byoc_server.errors import ByocError, InferenceFailed, Overloaded
 from byoc_server.types import Tensors
 
 LIMITS = QueueLimits(max_rows=10, max_bytes=1000)
@@ -191,7 +191,7 @@ def test_a_large_request_is_cut_to_the_room_there_is() -> None:
 def test_bounds_follow_the_cost_model_where_the_user_sets_none() -> None:
     cost = CostModel(((1, 1.0), (2, 1.0), (4, 4.0)))
     waiting = queue(bounds=BatchBounds(100, None), cost=cost)
-    assert (waiting.max_work, waiting.most_rows(1), waiting.most_rows(9)) == (2, 2, 1)
+    assert waiting.max_work == 2
     cost.best_work = 4
     waiting.follow_cost()
     assert waiting.max_work == 4
@@ -320,3 +320,30 @@ def test_every_row_runs_exactly_once(sizes: list[int]) -> None:
     while waiting:
         ran += batch_of(waiting)
     assert sorted(map(id, ran)) == sorted(map(id, entries))
+
+
+def test_what_was_given_up_leaves_nothing_behind() -> None:
+    """Clients may come and go without end while one long batch runs; only their number counts, not who they were."""
+    waiting = queue(entry(), limits=WIDE_LIMITS)
+    for _ in range(10_000):
+        gone = entry()
+        waiting.push(gone)
+        waiting.cancel(gone)
+        assert gone.tensors == {}
+        assert gone.reply is _nobody
+    assert len(waiting._normal) < 300
+    assert (waiting.rows, len(batch_of(waiting))) == (1, 1)
+
+
+def test_the_reply_of_a_part_that_cannot_be_put_in_place_is_an_error() -> None:
+    """No other part may come to bring one."""
+    outcomes: list[Tensors | ByocError] = []
+    tensors: Tensors = {"x": np.zeros((2, 1))}
+    waiting = queue(limits=WIDE_LIMITS, bounds=BatchBounds(1, 1))
+    waiting.push(Join(waiting.cancel, tensors, 2, 1, 16, None, 0.0, 100.0, outcomes.append))
+    (first,), (second,) = batch_of(waiting), batch_of(waiting)
+    first.reply({"y": np.zeros((1, 1))})
+    second.reply({"z": np.zeros((1, 1))})  # of another name
+    (failed,) = outcomes
+    assert isinstance(failed, InferenceFailed)
+    assert isinstance(failed.__cause__, KeyError)

@@ -132,6 +132,15 @@ def test_http_1_0_without_host_and_keep_alive(server: ServerProcess) -> None:
     assert answer_bytes(server, b"GET /ping HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_flood_of_offered_upgrades_is_declined(server: ServerProcess) -> None:
+    """One by one: the way the first is declined must not lead through all that follow."""
+    offer = b"GET /ping HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: a\r\n\r\n"
+    with server.connect() as connection, connection.makefile("rb") as stream:
+        connection.sendall(offer * 3000)
+        assert [read_answer(stream).status for _ in range(3000)] == [200] * 3000
+    assert "Traceback" not in server.log
+
+
 def test_an_offered_upgrade_is_declined(server: ServerProcess) -> None:
     """Checklist 39: some HTTP clients offer h2c with every request; it is served as it is, and so is the next."""
     offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2_Settings": "AAMAAABkAARAAAAA"}

@@ -55,9 +55,10 @@ def test_heads_whose_end_is_not_certain_and_large_ones_are_not_remembered(data: 
     assert remembering(data, body_bytes).find(data) is None
 
 
-def test_a_head_with_an_id_of_its_own_is_not_remembered() -> None:
+@pytest.mark.parametrize("name", [b"x-amzn-sagemaker-inference-id", b"x-amzn-sagemaker-custom-attributes"])
+def test_a_head_with_an_id_of_its_own_is_not_remembered(name: bytes) -> None:
     heads = KnownHeads()
-    heads.remember(HEAD + b"[1]", head_of({b"x-amzn-sagemaker-inference-id": b"7"}, 0.0), 3)
+    heads.remember(HEAD + b"[1]", head_of({name: b"7"}, 0.0), 3)
     assert heads.find(HEAD + b"[1]") is None
 
 
