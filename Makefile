@@ -22,9 +22,10 @@ lint: .venv/.dev
 types: .venv/.dev
 	$(BIN)/mypy
 
+# Two at a time, those of one file in one process: many tests wait for a server most of their time.
 unit: .venv/.dev
 	$(BIN)/coverage erase
-	$(BIN)/pytest --cov --cov-report=term -m 'not container and not soak'
+	$(BIN)/pytest --cov --cov-report=term --numprocesses 2 --dist loadfile -m 'not container and not soak'
 
 # Every decoder, two seconds each, two at a time: about 40 seconds. Skips, loudly, where atheris has no wheel.
 fuzz-brief: .venv/.dev
