@@ -140,7 +140,6 @@ def test_a_client_that_leaves_the_queue_is_never_run(folder: Path, lane: str) ->
         for leaver in leavers:
             leaver.close()
         wait_for(lambda: server.exchange(post(b"[[0]]")).status == 200, "the places are free again", 50)
-        assert server.events("request")[-1]["status"] == 200
 
 
 def test_an_answer_that_comes_too_late_is_503_while_the_model_still_runs(slow: ServerProcess) -> None:
