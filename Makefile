@@ -49,7 +49,7 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# All benchmarks but that of the images, one after the other: about 25 minutes. Needs wrk, and nothing else should run.
+# All benchmarks but that of the images, one after the other: about half an hour. Needs wrk, and nothing else should run.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.bench_overhead
 	$(BIN)/python -m benchmarks.bench_split
