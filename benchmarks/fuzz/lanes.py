@@ -26,7 +26,7 @@ from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.http import app
 from byoc_server.http.watch import SWEEP_SECONDS
 from byoc_server.models.adapter import Adapter
-from byoc_server.server.draining import DrainingState
+from byoc_server.server.state import WorkerState
 from byoc_server.server.worker import uvicorn_config
 from byoc_server.types import Signature, Tensors, TensorSpec
 
@@ -204,7 +204,7 @@ class Lane:
         self._app = app.App(settings, lambda: self._client)
         self._config.app = self._call
         self._config.load()
-        self._state = DrainingState()
+        self._state = WorkerState()
         self._state.default_headers = [(b"date", b"now")]
         self._lifespan: Any = self._config.lifespan_class(self._config)
         self._logger = logging.Logger("a logger of its own that nobody reads", logging.CRITICAL)

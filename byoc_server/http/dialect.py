@@ -51,7 +51,7 @@ class Dialect:
 
     key: Callable[[Head], tuple[bytes | None, bytes | None]]
     media_types: Callable[[bytes | None, bytes | None], tuple[str | None, str | None]]
-    entity_headers: Callable[[str], list[Header]]
+    entity_headers: Callable[[str], tuple[Header, ...]]
     error_response: Callable[..., Response]
 
 
@@ -84,7 +84,7 @@ def text_of(header: bytes | None) -> str | None:
 INVOCATIONS = Dialect(
     key=lambda head: (head.content_type, head.accept),
     media_types=lambda content_type, accept: (text_of(content_type), text_of(accept)),
-    entity_headers=lambda media_type: [(b"content-type", media_type.encode())],
+    entity_headers=lambda media_type: ((b"content-type", media_type.encode()),),
     error_response=error_response,
 )
 """HTTP's own, as ``/invocations`` speaks it."""

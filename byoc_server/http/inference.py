@@ -87,7 +87,7 @@ class _Negotiated:
     encode_inline_bytes: int
     encode_enveloped: Encode
     encode_enveloped_inline_bytes: int
-    entity_headers: list[Header]
+    entity_headers: tuple[Header, ...]
 
 
 class _Request:
@@ -270,7 +270,7 @@ class InferencePath:
         if type(body) is Answer:
             entity_headers = self._dialect.entity_headers(body.media_type)
             body = body.body
-        headers = [*entity_headers, (b"content-length", b"%d" % len(body)), *coded]
+        headers = (*entity_headers, *coded) if coded else entity_headers
         self._finish(request, Response(200, headers, cast(bytes, body)), None)
 
     def _fail(self, request: _Request, error: Exception) -> None:
@@ -290,7 +290,7 @@ class InferencePath:
     def _finish(self, request: _Request, response: Response, error: ByocError | None) -> None:
         attributes = request.head.custom_attributes
         if attributes is not None and self._echo and _VISIBLE_ASCII.match(attributes):
-            response.headers.append((CUSTOM_ATTRIBUTES, attributes))
+            response.headers += ((CUSTOM_ATTRIBUTES, attributes),)
         request.cancel = None  # the entry it belongs to leads back here: a cycle only the garbage collector could end
         if request.cancelled:
             return

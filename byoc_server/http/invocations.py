@@ -19,7 +19,7 @@ from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, declar
 from byoc_server.http.content_coding import CONTENT_ENCODING
 from byoc_server.http.dialect import Head, fields_of, head_of
 from byoc_server.http.inference import InferencePath
-from byoc_server.http.responses import EMPTY, Header, Response, error_response, send_response
+from byoc_server.http.responses import EMPTY, Response, all_headers, error_response, send_response
 from byoc_server.http.watch import Exchange, Watch
 
 _PING_METHODS = ("GET", "HEAD", "POST")
@@ -126,7 +126,7 @@ class InvocationsEndpoint:
         answer: asyncio.Future[Response] = self._loop.create_future()
         self._path.refuse(head, error, answer.set_result)
         response = answer.result()
-        headers: list[Header] = [*response.headers, (b"connection", b"close")]
+        headers = [*all_headers(response), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
         if type(error) is not Unavailable:  # which is said when the server ends: it waits for nothing any more

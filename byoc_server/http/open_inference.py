@@ -194,11 +194,11 @@ def _media_types(content_type: bytes | None, json_bytes: bytes | None) -> tuple[
     return f"{BINARY_MEDIA_TYPE};json-header-size={int(json_bytes)}", _JSON
 
 
-def _entity_headers(media_type: str) -> list[Header]:
+def _entity_headers(media_type: str) -> tuple[Header, ...]:
     _, binary, json_bytes = media_type.partition(";json-header-size=")
     if not binary:
-        return [(b"content-type", media_type.encode())]
-    return [(b"content-type", b"application/octet-stream"), (_JSON_BYTES, json_bytes.encode())]
+        return ((b"content-type", media_type.encode()),)
+    return (b"content-type", b"application/octet-stream"), (_JSON_BYTES, json_bytes.encode())
 
 
 def _key(head: Head) -> tuple[bytes | None, bytes | None]:

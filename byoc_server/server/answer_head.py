@@ -1,4 +1,4 @@
-"""The head of an answer as uvicorn writes it: status line, default headers, the answer's own, ``Connection: close``."""
+"""The head of an answer as uvicorn writes it: status line, default headers, the answer's own, its length."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from uvicorn.server import ServerState
 
 from byoc_server.http.responses import Header, Response
 
-_CLOSE = b"connection: close\r\n\r\n"
-_END = b"\r\n"
+_CLOSE = b"\r\nconnection: close\r\n\r\n"
+_END = b"\r\n\r\n"
+_MOST_KNOWN = 256
+"""Answers that echo what a client sent are all different."""
 
 
 class AnswerHeads:
-    """Writes heads. What all answers of a status begin with is kept until uvicorn renews the default headers.
+    """Writes heads. All but the length is kept until uvicorn renews the default headers.
 
     Args:
         server_state: has the default headers: a new list every second, as the date is one of them.
@@ -21,19 +23,21 @@ class AnswerHeads:
     def __init__(self, server_state: ServerState) -> None:
         self._server_state = server_state
         self._defaults: list[Header] | None = None
-        self._beginnings: dict[int, bytes] = {}
+        self._known: dict[tuple[int, tuple[Header, ...]], bytes] = {}
 
     def write(self, response: Response, *, keep_alive: bool) -> bytes:
         """Write the head of an answer, whose headers are its own and need no check."""
         if self._server_state.default_headers is not self._defaults:
             self._defaults = self._server_state.default_headers
-            self._beginnings.clear()
-        beginning = self._beginnings.get(response.status) or self._begin(response.status)
-        lines = [b"%b: %b\r\n" % header for header in response.headers]
-        return b"".join([beginning, *lines, _END if keep_alive else _CLOSE])
+            self._known.clear()
+        beginning = self._known.get((response.status, response.headers)) or self._begin(response)
+        return b"%b%d%b" % (beginning, len(response.body), _END if keep_alive else _CLOSE)
 
-    def _begin(self, status: int) -> bytes:
+    def _begin(self, response: Response) -> bytes:
+        """Write all that stands before the length."""
         assert self._defaults is not None
-        lines = [b"%b: %b\r\n" % header for header in self._defaults]
-        beginning = self._beginnings[status] = b"".join([STATUS_LINE[status], *lines])
+        lines = [b"%b: %b\r\n" % header for header in (*self._defaults, *response.headers)]
+        beginning = b"".join([STATUS_LINE[response.status], *lines, b"content-length: "])
+        if len(self._known) < _MOST_KNOWN:
+            self._known[response.status, response.headers] = beginning
         return beginning

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from byoc_server.errors import ByocError, HeadTooLarge, RequestError
-from byoc_server.http.responses import error_response
+from byoc_server.http.responses import all_headers, error_response
 from byoc_server.server.transport import JoiningTransport
 
 _INVALID = "this is not a valid HTTP request"
@@ -216,7 +216,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: ByocError) -> None:
         """Answer in place of the application, and close."""
         response = error_response(error)
-        headers = [*self.server_state.default_headers, *response.headers, (b"connection", b"close")]
+        headers = [*self.server_state.default_headers, *all_headers(response), (b"connection", b"close")]
         lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         self.transport.write(STATUS_LINE[response.status] + lines + b"\r\n" + response.body)
         self.transport.close()

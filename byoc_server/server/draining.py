@@ -24,20 +24,13 @@ from collections.abc import Generator, Sequence
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.server import HANDLED_SIGNALS, ServerState
+from uvicorn.server import HANDLED_SIGNALS
 
 from byoc_server.errors import StartupError
 from byoc_server.server.connection import Connection
+from byoc_server.server.state import WorkerState
 
 logger = logging.getLogger(__name__)
-
-
-class DrainingState(ServerState):
-    """uvicorn's state shared by all connections, and whether the server is about to end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.draining = False
 
 
 class DrainingServer(uvicorn.Server):
@@ -49,7 +42,7 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.server_state = DrainingState()
+        self.server_state: WorkerState = WorkerState()
         self.failure: StartupError | None = None
 
     def fail(self, error: StartupError) -> None:
@@ -73,7 +66,6 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, let all requests that have arrived finish, end."""
-        assert isinstance(self.server_state, DrainingState)
         self.server_state.draining = True
         await self._accept_backlog(sockets or [])
         start_s = time.monotonic()

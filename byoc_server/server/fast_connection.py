@@ -15,14 +15,13 @@ from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvicorn.server import ServerState
 
 from byoc_server.batching.batcher import Cancel
 from byoc_server.http.dialect import Head
 from byoc_server.http.fast_lane import FAST_LANE, FastLane, begun_now, is_plain_ping, plain_inference
 from byoc_server.http.responses import Response
-from byoc_server.server.answer_head import AnswerHeads
 from byoc_server.server.connection import Connection
+from byoc_server.server.state import WorkerState
 from byoc_server.server.transport import JoiningTransport
 
 TESTED_UVICORNS = frozenset(["0.54"])
@@ -86,13 +85,13 @@ class FastConnection(Connection):
     def __init__(
         self,
         config: uvicorn.Config,
-        server_state: ServerState,
+        server_state: WorkerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._lane: FastLane = app_state[FAST_LANE]
-        self._heads = AnswerHeads(server_state)
+        self._answer_heads = server_state.answer_heads
         self._fast = FastRequest(self)
         self._as_cycle = cast(RequestResponseCycle, self._fast)
         self._as_task = cast("asyncio.Task[None]", self._fast)
@@ -256,7 +255,7 @@ class FastConnection(Connection):
         fast.head = fast.give_up = None
         if self.transport.is_closing():  # something invalid came behind the request
             return
-        self._joining.write_answer(self._heads.write(response, keep_alive=fast.keep_alive), response.body)
+        self._joining.write_answer(self._answer_heads.write(response, keep_alive=fast.keep_alive), response.body)
         if not fast.keep_alive:
             self.transport.close()
         self.on_response_complete()

@@ -21,8 +21,8 @@ from byoc_server.http.fast_lane import FAST_LANE
 from byoc_server.http.known_heads import KnownHeads
 from byoc_server.http.responses import Response
 from byoc_server.server.connection import Connection
-from byoc_server.server.draining import DrainingState
 from byoc_server.server.fast_connection import FastConnection
+from byoc_server.server.state import WorkerState
 from byoc_server.server.worker import connection_class
 from tests.server_process import PING, post
 
@@ -53,14 +53,14 @@ class Lane:
         self.given_up += 1
 
     def answer(self, body: bytes = b"yes") -> None:
-        self.replies.pop(0)(Response(200, [(b"content-length", b"%d" % len(body))], body))
+        self.replies.pop(0)(Response(200, (), body))
 
     def answer_ping(self) -> Response:
-        return Response(200, [(b"content-length", b"4")], b"pong")
+        return Response(200, (), b"pong")
 
     def end(self, head: Head, reply: Callable[[Response], None]) -> None:
         self.ended += 1
-        reply(Response(503, [(b"content-length", b"0")], b""))
+        reply(Response(503, (), b""))
 
 
 class Wire(asyncio.Transport):
@@ -108,7 +108,7 @@ class Bench:
     def __init__(self, keep_alive_s: int = 60) -> None:
         self.lane = Lane()
         self.scopes: list[Scope] = []
-        self.state = DrainingState()
+        self.state = WorkerState()
         self.state.default_headers = [(b"date", b"today")]
         config = uvicorn.Config(
             self._app, interface="asgi3", log_config=None, access_log=False, ws="none", timeout_keep_alive=keep_alive_s
