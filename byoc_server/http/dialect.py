@@ -16,24 +16,24 @@ INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _LISTS = frozenset([b"accept", ACCEPT_ENCODING, CONTENT_ENCODING])
 
 
-@dataclass(slots=True)
+Key = tuple[bytes | None, bytes | None]
+"""Two headers as sent, ``None`` when missing; all of the name joined by commas where they are lists."""
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
-    """What the request path needs of a request's head.
+    """What the request path needs of a request's head. Many requests may share one.
 
     Attributes:
-        content_type: the header as sent, ``None`` when missing.
-        accept: all ``Accept`` headers joined by commas, ``None`` when missing.
+        key: what the formats of the request and of its answer follow from.
         custom_attributes: ``X-Amzn-SageMaker-Custom-Attributes``, ``None`` when missing.
         inference_id: ``X-Amzn-SageMaker-Inference-Id``, ``None`` when missing.
-        arrived_s: when the head had arrived, monotonic clock.
         fields: all headers by name, in lower case; of repeated ones the last, or all joined where they are lists.
     """
 
-    content_type: bytes | None
-    accept: bytes | None
+    key: Key
     custom_attributes: bytes | None
     inference_id: bytes | None
-    arrived_s: float
     fields: Mapping[bytes, bytes]
 
 
@@ -42,14 +42,14 @@ class Dialect:
     """How the clients of a route say what they send and want, and are answered.
 
     Attributes:
-        key: the two headers of a request that its formats follow from.
-        media_types: those headers -> ``Content-Type`` and ``Accept``, ``None`` if there is none. Raises
+        key: headers of a request -> the two that its formats follow from.
+        media_types: those two -> ``Content-Type`` and ``Accept``, ``None`` if there is none. Raises
             ``RequestError``.
         entity_headers: media type of an answer -> the headers that say so.
         error_response: an error -> the answer; details are shown instead of the error's own.
     """
 
-    key: Callable[[Head], tuple[bytes | None, bytes | None]]
+    key: Callable[[Mapping[bytes, bytes]], Key]
     media_types: Callable[[bytes | None, bytes | None], tuple[str | None, str | None]]
     entity_headers: Callable[[str], tuple[Header, ...]]
     error_response: Callable[..., Response]
@@ -70,10 +70,9 @@ def fields_of(headers: Sequence[Header]) -> dict[bytes, bytes]:
     return fields
 
 
-def head_of(fields: Mapping[bytes, bytes], arrived_s: float) -> Head:
+def head_of(fields: Mapping[bytes, bytes], dialect: Dialect) -> Head:
     """What the request path needs of the headers of a request."""
-    get = fields.get
-    return Head(get(b"content-type"), get(b"accept"), get(CUSTOM_ATTRIBUTES), get(INFERENCE_ID), arrived_s, fields)
+    return Head(dialect.key(fields), fields.get(CUSTOM_ATTRIBUTES), fields.get(INFERENCE_ID), fields)
 
 
 def text_of(header: bytes | None) -> str | None:
@@ -82,7 +81,7 @@ def text_of(header: bytes | None) -> str | None:
 
 
 INVOCATIONS = Dialect(
-    key=lambda head: (head.content_type, head.accept),
+    key=lambda fields: (fields.get(b"content-type"), fields.get(b"accept")),
     media_types=lambda content_type, accept: (text_of(content_type), text_of(accept)),
     entity_headers=lambda media_type: ((b"content-type", media_type.encode()),),
     error_response=error_response,

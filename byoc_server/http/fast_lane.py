@@ -8,13 +8,12 @@ else goes to the ordinary lane: uvicorn, ASGI and ``invocations``. Both lanes ha
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from byoc_server.batching.batcher import Cancel
 from byoc_server.errors import Unavailable
 from byoc_server.http.content_coding import CONTENT_ENCODING
-from byoc_server.http.dialect import Head, fields_of, head_of
+from byoc_server.http.dialect import INVOCATIONS, Head, fields_of, head_of
 from byoc_server.http.inference import InferencePath
 from byoc_server.http.invocations import ENDING, PingEndpoint
 from byoc_server.http.known_heads import KnownHeads
@@ -41,14 +40,14 @@ class FastLane:
     """
 
     def __init__(self, path: InferencePath, ping: PingEndpoint) -> None:
-        self.infer: Callable[[Head, bytes, Reply], Cancel] = path.submit
+        self.infer: Callable[[Head, float, bytes, Reply], Cancel] = path.submit
         self.answer_ping: Callable[[], Response] = ping.answer
         self.heads = KnownHeads()
         self._path = path
 
-    def end(self, head: Head, reply: Reply) -> None:
+    def end(self, head: Head, arrived_s: float, reply: Reply) -> None:
         """Answer a request that cannot be waited for any more."""
-        self._path.refuse(head, Unavailable(ENDING), reply)
+        self._path.refuse(head, arrived_s, Unavailable(ENDING), reply)
 
 
 def plain_inference(method: bytes, headers: Sequence[Header]) -> Head | None:
@@ -66,12 +65,7 @@ def plain_inference(method: bytes, headers: Sequence[Header]) -> Head | None:
         return None
     if int(length) > _MAX_BODY_BYTES or not _NOT_PLAIN.isdisjoint(fields):
         return None
-    return head_of(fields, time.monotonic())
-
-
-def begun_now(head: Head) -> Head:
-    """The same head of another request."""
-    return Head(head.content_type, head.accept, head.custom_attributes, None, time.monotonic(), head.fields)
+    return head_of(fields, INVOCATIONS)
 
 
 def is_plain_ping(method: bytes, headers: Sequence[Header]) -> bool:

@@ -19,22 +19,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar, cast
 
 from byoc_server.batching.batcher import Cancel
-from byoc_server.codecs.base import (
-    Answer,
-    BrokenLibraryError,
-    DecodeOptions,
-    EncodeOptions,
-    Envelope,
-    Enveloped,
-    all_codecs,
-)
+from byoc_server.codecs.base import Answer, Envelope, Enveloped, all_codecs
 from byoc_server.config import MIB, Settings
 from byoc_server.core.client import InferenceClient
 from byoc_server.errors import ByocError, InferenceFailed, NotAcceptable, PayloadTooLarge, TensorsTooLarge
@@ -48,11 +39,10 @@ from byoc_server.http.content_coding import (
     encode_answer,
     parse_content_encoding,
 )
-from byoc_server.http.dialect import CUSTOM_ATTRIBUTES, INVOCATIONS, Dialect, Head, text_of
-from byoc_server.http.negotiation import choose_decoder, choose_encoder
+from byoc_server.http.dialect import CUSTOM_ATTRIBUTES, INVOCATIONS, Dialect, Head, head_of, text_of
+from byoc_server.http.formats import Formats, FormatTable
 from byoc_server.http.priority import is_urgent
 from byoc_server.http.responses import Header, Response
-from byoc_server.models.adapter import DEFAULT_MEDIA_TYPE, Adapt, Adapter, default_formats
 from byoc_server.telemetry.request_log import RequestLog
 from byoc_server.types import Signature, Tensors, tensor_bytes
 
@@ -60,52 +50,49 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Decode = Callable[[bytes, Signature, DecodeOptions], Tensors | Enveloped]
-Encode = Callable[[Tensors, Signature, EncodeOptions], bytes | Answer]
-
 _VISIBLE_ASCII = re.compile(rb"[\x20-\x7e]{0,1024}\Z")
 """What the API allows in Custom-Attributes (InvokeEndpoint, API of 2017-05-13); nothing else is echoed."""
 _INFERENCE_ID_LENGTH = 64
 _LONGEST_MARGIN_S, _MARGIN = 1.0, 1 / 50
-_INLINE_TENSOR_BYTES = MIB
-"""Larger tensors are not built on the event loop, however small the body that declares them."""
 _NOT_CODED: Sequence[Header] = ()
-_NEGOTIATED_HEADS = 256
-"""How many pairs of Content-Type and Accept are remembered; clients use a handful, an attacker gets no more."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Negotiated:
-    """What the headers of a request come to."""
-
-    decode: Decode
-    decode_options: DecodeOptions
-    decode_inline_options: DecodeOptions
-    decode_inline_bytes: int
-    encode: Encode
-    encode_options: EncodeOptions
-    encode_inline_bytes: int
-    encode_enveloped: Encode
-    encode_enveloped_inline_bytes: int
-    entity_headers: tuple[Header, ...]
 
 
 class _Request:
     """One request under way."""
 
-    __slots__ = ("adapter", "body_bytes", "cancel", "cancelled", "envelope", "formats", "head", "id", "reply", "rows")
+    __slots__ = (
+        "arrived_s",
+        "body_bytes",
+        "cancelled",
+        "envelope",
+        "formats",
+        "give_up",
+        "head",
+        "id",
+        "reply",
+        "rows",
+    )
 
-    def __init__(self, head: Head, body_bytes: int, request_id: str, reply: Callable[[Response], None]) -> None:
+    def __init__(
+        self, head: Head, arrived_s: float, body_bytes: int, request_id: str, reply: Callable[[Response], None]
+    ) -> None:
         self.head = head
+        self.arrived_s = arrived_s
         self.body_bytes = body_bytes
         self.id = request_id
         self.reply = reply
         self.rows = 0
-        self.formats: _Negotiated | None = None
-        self.adapter: Adapter | None = None
+        self.formats: Formats | None = None
         self.envelope: Envelope | None = None
-        self.cancel: Callable[[], object] | None = None
+        self.give_up: Callable[[], object] | None = None
         self.cancelled = False
+
+    def cancel(self) -> None:
+        """Give it up."""
+        self.cancelled = True
+        give_up, self.give_up = self.give_up, None
+        if give_up is not None:
+            give_up()
 
 
 class InferencePath:
@@ -128,28 +115,36 @@ class InferencePath:
         dialect: Dialect = INVOCATIONS,
     ) -> None:
         self._client = client
-        self._settings = settings
         self._executor = executor
         self._log = request_log
         self._dialect = dialect
-        self._key = dialect.key
+        self._formats = FormatTable(settings, dialect, settings.max_queue_mib * MIB)
         self._time_to_infer_s = settings.request_timeout_s - answer_margin_s(settings.request_timeout_s)
         self._echo = settings.echo_custom_attributes
         self._max_tensor_bytes = settings.max_queue_mib * MIB
-        self._negotiated: dict[tuple[bytes | None, bytes | None], _Negotiated] = {}
         self._ids = _IdSource()
         self._loop = asyncio.get_running_loop()
         for entry in all_codecs():  # now, or the first request in each format pays for the import
             if not entry.library:
                 entry.load()
 
+    def head_of(self, fields: Mapping[bytes, bytes]) -> Head:
+        """What there is to know of a request's head. See ``dialect.head_of``."""
+        return head_of(fields, self._dialect)
+
     def submit(
-        self, head: Head, body: bytes, reply: Callable[[Response], None], coded: BodyLease | None = None
+        self,
+        head: Head,
+        arrived_s: float,
+        body: bytes,
+        reply: Callable[[Response], None],
+        coded: BodyLease | None = None,
     ) -> Cancel:
         """Serve one request.
 
         Args:
             head: its head.
+            arrived_s: when that was here, monotonic clock.
             body: its whole body.
             reply: called once, on the event loop, maybe before this returns.
             coded: grows with what comes out of a body that is in content codings; ``None`` for a plain body.
@@ -157,49 +152,45 @@ class InferencePath:
         Returns:
             Gives the request up; ``reply`` is not called after that.
         """
-        request = _Request(head, len(body), self._ids.of(head), reply)
+        request = _Request(head, arrived_s, len(body), self._ids.of(head), reply)
         try:
-            adapter = request.adapter = self._client.adapter
-            formats = request.formats = self._negotiate(head, adapter)
-            signature = adapter.signature
+            formats = self._formats.known(head.key) or self._formats.find(head.key, self._client.adapter)
+            request.formats = formats
             if coded is not None:
-                self._decode_coded(request, signature, formats, body, coded)
+                self._decode_coded(request, formats, body, coded)
             elif len(body) > formats.decode_inline_bytes:
-                work = partial(formats.decode, body, signature, formats.decode_options)
-                self._offload(request, work, self._infer)
+                self._offload(request, partial(formats.decode, body), self._infer)
             else:
-                self._decode_inline(request, signature, formats, body)
+                self._decode_inline(request, formats, body)
         except Exception as error:
             self._fail(request, error)
-        return partial(self._cancel, request)
+        return request.cancel
 
-    def refuse(self, head: Head, error: ByocError, reply: Callable[[Response], None]) -> None:
+    def refuse(self, head: Head, arrived_s: float, error: ByocError, reply: Callable[[Response], None]) -> None:
         """Answer a request that never got to the model, e.g. because its body was too large."""
-        self._fail(_Request(head, 0, self._ids.of(head), reply), error)
+        self._fail(_Request(head, arrived_s, 0, self._ids.of(head), reply), error)
 
-    def _decode_inline(self, request: _Request, signature: Signature, formats: _Negotiated, body: bytes) -> None:
+    def _decode_inline(self, request: _Request, formats: Formats, body: bytes) -> None:
         """Decode a small body on the event loop, unless it stands for large tensors."""
         try:
-            tensors = formats.decode(body, signature, formats.decode_inline_options)
+            decoded = formats.decode_inline(body)
         except TensorsTooLarge:
-            self._offload(request, partial(formats.decode, body, signature, formats.decode_options), self._infer)
+            self._offload(request, partial(formats.decode, body), self._infer)
             return
-        self._infer(request, tensors)
+        self._infer(request, decoded)
 
-    def _decode_coded(
-        self, request: _Request, signature: Signature, formats: _Negotiated, body: bytes, lease: BodyLease
-    ) -> None:
+    def _decode_coded(self, request: _Request, formats: Formats, body: bytes, lease: BodyLease) -> None:
         """Undo the content codings, decode what comes out, and go on: all at once if it is little, else on a thread."""
         codings = parse_content_encoding(request.head.fields[CONTENT_ENCODING].decode("latin-1"))
         limit_bytes = lease.budget.decoded_limit_bytes
         small = decode_small(body, codings, limit_bytes)
         if small is not None and len(small) <= formats.decode_inline_bytes:
-            self._decode_inline(request, signature, formats, small)
+            self._decode_inline(request, formats, small)
             return
 
         def work() -> Tensors | Enveloped:
             plain = decode(body, codings, limit_bytes, lease.grow_decoded_to) if small is None else small
-            return formats.decode(plain, signature, formats.decode_options)
+            return formats.decode(plain)
 
         self._offload(request, work, self._infer)
 
@@ -208,16 +199,16 @@ class InferencePath:
             tensors, request.envelope = decoded
         else:
             tensors = cast(Tensors, decoded)
-        assert request.adapter is not None
-        signature = request.adapter.model_signature
+        assert request.formats is not None
+        signature = request.formats.adapter.model_signature
         rows = request.rows = signature.row_count(tensors)
         if rows * signature.answer_record_bytes > self._max_tensor_bytes:
             raise self._too_large_an_answer(rows, signature)
-        head = request.head
-        deadline_s = head.arrived_s + self._time_to_infer_s
-        urgent = head.custom_attributes is not None and is_urgent(head.custom_attributes)
+        attributes = request.head.custom_attributes
+        urgent = attributes is not None and is_urgent(attributes)
+        deadline_s = request.arrived_s + self._time_to_infer_s
         reply = partial(self._on_outcome, request)
-        request.cancel = self._client.infer(tensors, rows, reply, deadline_s, urgent=urgent)
+        request.give_up = self._client.infer(tensors, rows, reply, deadline_s, urgent=urgent)
 
     def _too_large_an_answer(self, rows: int, signature: Signature) -> PayloadTooLarge:
         """The refusal of what the model would answer with more than may be held; few bytes can declare many records."""
@@ -232,25 +223,19 @@ class InferencePath:
             self._fail(request, outcome)
             return
         try:
-            formats, adapter = request.formats, request.adapter
+            formats, envelope = request.formats, request.envelope
             assert formats is not None
-            assert adapter is not None
             write, inline_bytes = formats.encode, formats.encode_inline_bytes
-            signature, options = adapter.signature, formats.encode_options
-            envelope = request.envelope
             if envelope is not None:
-                write, inline_bytes = formats.encode_enveloped, formats.encode_enveloped_inline_bytes
-                options = replace(options, envelope=envelope)
-                signature = _with_outputs(signature, envelope.outputs)
+                write, inline_bytes = partial(formats.enveloped, envelope), formats.enveloped_inline_bytes
             answer_bytes = tensor_bytes(outcome)
-            if adapter.answer_bytes is not None:
-                answer_bytes = max(answer_bytes, self._held_bytes(adapter.answer_bytes(outcome)))
+            if formats.adapter.answer_bytes is not None:
+                answer_bytes = max(answer_bytes, self._held_bytes(formats.adapter.answer_bytes(outcome)))
             if answer_bytes > inline_bytes:
-                encode = partial(write, outcome, signature, options)
                 coding = choose_answer_coding(text_of(request.head.fields.get(ACCEPT_ENCODING)))
-                self._offload(request, lambda: _encoded_answer(encode(), coding), self._succeed)
+                self._offload(request, lambda: _encoded_answer(write(outcome), coding), self._succeed)
             else:
-                self._succeed(request, (write(outcome, signature, options), _NOT_CODED))
+                self._succeed(request, (write(outcome), _NOT_CODED))
         except Exception as error:
             self._fail(request, error)
 
@@ -266,11 +251,12 @@ class InferencePath:
     def _succeed(self, request: _Request, answer: tuple[bytes | Answer, Sequence[Header]]) -> None:
         assert request.formats is not None
         body, coded = answer
-        entity_headers = request.formats.entity_headers
+        headers = request.formats.headers
         if type(body) is Answer:
-            entity_headers = self._dialect.entity_headers(body.media_type)
+            headers = self._dialect.entity_headers(body.media_type)
             body = body.body
-        headers = (*entity_headers, *coded) if coded else entity_headers
+        if coded:
+            headers += tuple(coded)
         self._finish(request, Response(200, headers, cast(bytes, body)), None)
 
     def _fail(self, request: _Request, error: Exception) -> None:
@@ -291,19 +277,13 @@ class InferencePath:
         attributes = request.head.custom_attributes
         if attributes is not None and self._echo and _VISIBLE_ASCII.match(attributes):
             response.headers += ((CUSTOM_ATTRIBUTES, attributes),)
-        request.cancel = None  # the entry it belongs to leads back here: a cycle only the garbage collector could end
+        request.give_up = None  # the entry it belongs to leads back here: a cycle only the garbage collector could end
         if request.cancelled:
             return
         request.reply(response)
-        duration_s = time.monotonic() - request.head.arrived_s
+        duration_s = time.monotonic() - request.arrived_s
         record = (request.id, response.status, duration_s, request.rows, request.body_bytes, len(response.body), error)
         self._log.add(record)
-
-    def _cancel(self, request: _Request) -> None:
-        request.cancelled = True
-        cancel, request.cancel = request.cancel, None
-        if cancel is not None:
-            cancel()
 
     def _offload(self, request: _Request, work: Callable[[], T], then: Callable[[_Request, T], None]) -> None:
         """Do ``work`` on a thread, and ``then`` go on with its result on the event loop."""
@@ -320,52 +300,13 @@ class InferencePath:
                 self._fail(request, error)
 
         future = self._executor.submit(work)
-        request.cancel = future.cancel
+        request.give_up = future.cancel
         future.add_done_callback(lambda done: self._call_on_loop(resume, done))
 
     def _call_on_loop(self, resume: Callable[[Future[T]], None], future: Future[T]) -> None:
         if not future.cancelled():
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone, and so is the client
                 self._loop.call_soon_threadsafe(resume, future)
-
-    def _negotiate(self, head: Head, adapter: Adapter) -> _Negotiated:
-        key = self._key(head)
-        formats = self._negotiated.get(key)
-        if formats is None:
-            formats = self._negotiate_anew(key, adapter)
-            if key[0] is None or b"boundary" not in key[0]:  # every form has one of its own
-                if len(self._negotiated) >= _NEGOTIATED_HEADS:
-                    self._negotiated.clear()
-                self._negotiated[key] = formats
-        return formats
-
-    def _negotiate_anew(self, key: tuple[bytes | None, bytes | None], adapter: Adapter) -> _Negotiated:
-        settings, outputs = self._settings, len(adapter.signature.outputs)
-        content_type, accept = self._dialect.media_types(*key)
-        default_content_type, default_accept = default_formats(settings, adapter)
-        source, parameters = choose_decoder(content_type, default_content_type)
-        target, name = choose_encoder(accept, default_accept, source, outputs)
-        # Who says in the request what the answer shall be like gets it so, unless Accept names another format.
-        enveloped_target, _ = choose_encoder(accept, DEFAULT_MEDIA_TYPE, source, outputs)
-        try:
-            decode = _prepared(source.load().decode, adapter.prepare)
-            encode = _presented(target.load().encode, adapter.present)
-            encode_enveloped = _presented(enveloped_target.load().encode, adapter.present)
-        except BrokenLibraryError as error:  # it is out of the table now
-            logger.error(str(error), exc_info=error.__cause__, extra={"event": "codec_broken"})
-            return self._negotiate_anew(key, adapter)
-        return _Negotiated(
-            decode,
-            DecodeOptions(parameters, self._max_tensor_bytes),
-            DecodeOptions(parameters, min(self._max_tensor_bytes, _INLINE_TENSOR_BYTES)),
-            source.inline_bytes,
-            encode,
-            EncodeOptions(settings.final_newline, None, adapter.model_name),
-            target.inline_bytes,
-            encode_enveloped,
-            enveloped_target.inline_bytes,
-            self._dialect.entity_headers(name),
-        )
 
 
 def answer_margin_s(timeout_s: float) -> float:
@@ -392,35 +333,6 @@ class _IdSource:
         if head.inference_id:
             return head.inference_id[:_INFERENCE_ID_LENGTH].decode("latin-1")
         return f"{self._prefix}{next(self._numbers):x}"
-
-
-def _prepared(decode: Decode, prepare: Adapt | None) -> Decode:
-    """A decoder with what the adapter does behind it."""
-    if prepare is None:
-        return decode
-
-    def decode_and_prepare(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped:
-        decoded = decode(body, signature, options)
-        if type(decoded) is Enveloped:
-            return Enveloped(prepare(decoded.tensors), decoded.envelope)
-        return prepare(cast(Tensors, decoded))
-
-    return decode_and_prepare
-
-
-def _presented(encode: Encode, present: Adapt | None) -> Encode:
-    """An encoder with what the adapter does before it."""
-    if present is None:
-        return encode
-    return lambda tensors, signature, options: encode(present(tensors), signature, options)
-
-
-def _with_outputs(signature: Signature, names: Sequence[str]) -> Signature:
-    """A signature with only the outputs called so, in that order; with all of them if there are no names."""
-    if not names:
-        return signature
-    by_name = {spec.name: spec for spec in signature.outputs}
-    return replace(signature, outputs=tuple([by_name[name] for name in names]))
 
 
 def _encoded_answer(answer: bytes | Answer, coding: str | None) -> tuple[bytes | Answer, Sequence[Header]]:

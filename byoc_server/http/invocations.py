@@ -17,7 +17,7 @@ from byoc_server.core.client import InferenceClient, ModelState
 from byoc_server.errors import BodyTimeout, ByocError, MethodNotAllowed, NotReady, Unavailable
 from byoc_server.http.body import BodyBudget, BodyLease, ClientGoneError, declared_length, discard_body, read_rest
 from byoc_server.http.content_coding import CONTENT_ENCODING
-from byoc_server.http.dialect import Head, fields_of, head_of
+from byoc_server.http.dialect import Head, fields_of
 from byoc_server.http.inference import InferencePath
 from byoc_server.http.responses import EMPTY, Response, all_headers, error_response, send_response
 from byoc_server.http.watch import Exchange, Watch
@@ -71,7 +71,7 @@ class InvocationsEndpoint:
         """Serve one invocation."""
         arrived_s = time.monotonic()
         fields = fields_of(scope["headers"])
-        head = head_of(fields, arrived_s)
+        head = self._path.head_of(fields)
         task = asyncio.current_task(self._loop)  # with the loop given it need not be looked up
         assert task is not None
         exchange = Exchange(task, receive, arrived_s + self._timeout_s)
@@ -94,7 +94,7 @@ class InvocationsEndpoint:
             if CONTENT_ENCODING in fields:
                 coded = lease = lease or BodyLease(self._budget)
             exchange.answer = answer = self._loop.create_future()
-            exchange.cancel = self._path.submit(head, body, exchange.reply, coded)
+            exchange.cancel = self._path.submit(head, arrived_s, body, exchange.reply, coded)
             del body, message  # a decoder that copied has no more need of it while the model runs
             response = await answer
         except ClientGoneError:
@@ -112,19 +112,19 @@ class InvocationsEndpoint:
             if lease is not None:
                 lease.release()
         if refusal is not None:
-            await self._refuse(head, refusal, receive, send)
+            await self._refuse(head, arrived_s, refusal, receive, send)
         elif response is not None:
             await send_response(send, response)
 
     async def refuse(self, error: ByocError, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that is not for the model."""
-        head = head_of(fields_of(scope["headers"]), time.monotonic())
-        await self._refuse(head, error, receive, send)
+        head = self._path.head_of(fields_of(scope["headers"]))
+        await self._refuse(head, time.monotonic(), error, receive, send)
 
-    async def _refuse(self, head: Head, error: ByocError, receive: Receive, send: Send) -> None:
+    async def _refuse(self, head: Head, arrived_s: float, error: ByocError, receive: Receive, send: Send) -> None:
         """Answer without the model, and end the connection once the client has had a chance to see it."""
         answer: asyncio.Future[Response] = self._loop.create_future()
-        self._path.refuse(head, error, answer.set_result)
+        self._path.refuse(head, arrived_s, error, answer.set_result)
         response = answer.result()
         headers = [*all_headers(response), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})

@@ -14,7 +14,7 @@ HTTP/REST; Triton Inference Server, "Binary Tensor Data Extension").
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
 from starlette.types import Receive, Scope, Send
 
@@ -32,7 +32,7 @@ from byoc_server.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from byoc_server.http.dialect import Dialect, Head
+from byoc_server.http.dialect import Dialect, Key
 from byoc_server.http.invocations import InvocationsEndpoint, PingEndpoint
 from byoc_server.http.responses import EMPTY, Header, Response, json_response, send_response
 from byoc_server.models.adapter import Adapter
@@ -201,8 +201,8 @@ def _entity_headers(media_type: str) -> tuple[Header, ...]:
     return (b"content-type", b"application/octet-stream"), (_JSON_BYTES, json_bytes.encode())
 
 
-def _key(head: Head) -> tuple[bytes | None, bytes | None]:
-    return head.content_type, head.fields.get(_JSON_BYTES)
+def _key(fields: Mapping[bytes, bytes]) -> Key:
+    return fields.get(b"content-type"), fields.get(_JSON_BYTES)
 
 
 OPEN_INFERENCE = Dialect(_key, _media_types, _entity_headers, protocol_error)

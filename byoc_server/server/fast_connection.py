@@ -11,6 +11,7 @@ come soon moves to the ordinary lane, where slow bodies are timed out.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import uvicorn
@@ -18,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from byoc_server.batching.batcher import Cancel
 from byoc_server.http.dialect import Head
-from byoc_server.http.fast_lane import FAST_LANE, FastLane, begun_now, is_plain_ping, plain_inference
+from byoc_server.http.fast_lane import FAST_LANE, FastLane, is_plain_ping, plain_inference
 from byoc_server.http.responses import Response
 from byoc_server.server.connection import Connection
 from byoc_server.server.state import WorkerState
@@ -38,6 +39,7 @@ class FastRequest:
         keep_alive: the connection stays open after the answer.
         disconnected: written by uvicorn.
         head: of an inference, ``None`` of a ping.
+        arrived_s: when the head was here, monotonic clock.
         chunks: of the body, as they came.
         whole: the body is complete.
         submitted: nothing of it is to be read or submitted any more.
@@ -46,6 +48,7 @@ class FastRequest:
     """
 
     __slots__ = (
+        "arrived_s",
         "chunks",
         "connection",
         "disconnected",
@@ -63,6 +66,7 @@ class FastRequest:
         self.keep_alive = True
         self.disconnected = False
         self.head: Head | None = None
+        self.arrived_s = 0.0
         self.chunks: list[bytes] = []
         self.whole = False
         self.give_up: Cancel | None = None
@@ -130,7 +134,7 @@ class FastConnection(Connection):
                 self._sole_read = None
             return
         self._idle_since_s = None
-        self._enter_lane(begun_now(known.head), keep_alive=True)
+        self._enter_lane(known.head, keep_alive=True)
         self._submit(data[known.head_bytes :])
 
     def on_message_begin(self) -> None:
@@ -187,12 +191,13 @@ class FastConnection(Connection):
         assert head is not None  # a ping is answered as soon as it is there
         self._leave_lane()
         fast.keep_alive = False
-        self._lane.end(head, self._answer)
+        self._lane.end(head, fast.arrived_s, self._answer)
 
     def _enter_lane(self, head: Head | None, *, keep_alive: bool) -> None:
         self._head_begun = False
         fast = self._fast
         fast.head = head
+        fast.arrived_s = time.monotonic()
         fast.keep_alive = keep_alive
         fast.response_complete = fast.submitted = fast.whole = False
         self.cycle = self._as_cycle
@@ -244,7 +249,7 @@ class FastConnection(Connection):
         if fast.head is None:
             self._answer(self._lane.answer_ping())
             return
-        give_up = self._lane.infer(fast.head, body, self._answer)
+        give_up = self._lane.infer(fast.head, fast.arrived_s, body, self._answer)
         if not fast.response_complete:
             fast.give_up = give_up
 

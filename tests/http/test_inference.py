@@ -72,8 +72,8 @@ def ask(
             path = InferencePath(client, settings, executor or threads, RequestLog("off", "json", sys.stderr.buffer))
             answers: list[Response] = []
             began_s = time.monotonic() if arrived_s is None else arrived_s
-            head = Head(content_type, accept, attributes, None, began_s, {})
-            give_up = path.submit(head, body, answers.append)
+            head = Head((content_type, accept), attributes, None, {})
+            give_up = path.submit(head, began_s, body, answers.append)
             if cancel:
                 give_up()
             for _ in range(200):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from byoc_server.http.dialect import head_of
+from byoc_server.http.dialect import INVOCATIONS, head_of
 from byoc_server.http.known_heads import KnownHeads
 
 HEAD = b"POST /invocations HTTP/1.1\r\nContent-Length: 3\r\n\r\n"
-PARSED = head_of({b"content-length": b"3"}, 0.0)
+PARSED = head_of({b"content-length": b"3"}, INVOCATIONS)
 
 
 def remembering(data: bytes, body_bytes: int = 3) -> KnownHeads:
@@ -58,7 +58,7 @@ def test_heads_whose_end_is_not_certain_and_large_ones_are_not_remembered(data: 
 @pytest.mark.parametrize("name", [b"x-amzn-sagemaker-inference-id", b"x-amzn-sagemaker-custom-attributes"])
 def test_a_head_with_an_id_of_its_own_is_not_remembered(name: bytes) -> None:
     heads = KnownHeads()
-    heads.remember(HEAD + b"[1]", head_of({name: b"7"}, 0.0), 3)
+    heads.remember(HEAD + b"[1]", head_of({name: b"7"}, INVOCATIONS), 3)
     assert heads.find(HEAD + b"[1]") is None
 
 

@@ -42,7 +42,7 @@ class Lane:
         self.given_up = 0
         self.ended = 0
 
-    def infer(self, head: Head, body: bytes, reply: Callable[[Response], None]) -> Callable[[], None]:
+    def infer(self, head: Head, arrived_s: float, body: bytes, reply: Callable[[Response], None]) -> Callable[[], None]:
         self.bodies.append(body)
         self.replies.append(reply)
         if self.at_once:
@@ -58,7 +58,7 @@ class Lane:
     def answer_ping(self) -> Response:
         return Response(200, (), b"pong")
 
-    def end(self, head: Head, reply: Callable[[Response], None]) -> None:
+    def end(self, head: Head, arrived_s: float, reply: Callable[[Response], None]) -> None:
         self.ended += 1
         reply(Response(503, (), b""))
 
