@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
-from byoc_server.batching.policy import Reply
+from byoc_server.batching.policy import Reply, Together
 from byoc_server.config import Settings
 from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.http import app
@@ -61,7 +61,14 @@ class EchoClient:
         return True
 
     def infer(
-        self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Together | None = None,
     ) -> Callable[[], None]:
         """Run one request."""
         pending = [reply]

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from byoc_server.batching.collate import Collation, Infer
+from byoc_server.batching.collate import Collation, Infer, split
 from byoc_server.batching.device import Source
-from byoc_server.batching.policy import Entry
+from byoc_server.batching.policy import Entry, Together
 from byoc_server.errors import ByocError, DeadlineExceeded, InferenceFailed
 from byoc_server.types import Tensors
 
@@ -56,6 +56,7 @@ class EntryBatch:
         "_infers",
         "_inputs",
         "_outcomes",
+        "_shared",
         "begun_s",
         "entries",
         "expected_s",
@@ -86,6 +87,7 @@ class EntryBatch:
         self._inputs: Tensors | None = None
         self._call_on_loop = call_on_loop
         self._outcomes: _Outcomes = []
+        self._shared: tuple[Together, Sequence[Entry], Tensors, Sequence[int]] | None = None
 
     def stack(self) -> None:
         """Stack the tensors ahead of time."""
@@ -112,6 +114,9 @@ class EntryBatch:
     def answer(self) -> None:
         """Give every request its own rows, or what went wrong."""
         _answer_all(self._outcomes)
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            _answer_together(*shared)
 
     def _run(
         self, entries: Sequence[Entry], lane: int, inputs: Tensors | None, pieces: deque[Sequence[Entry]]
@@ -126,15 +131,12 @@ class EntryBatch:
                 answers before the search for the poisonous one comes to its end.
         """
         now_s = self._clock()
+        ready = [entry for entry in entries if entry.deadline_s > now_s and not entry.done]
         outcomes: _Outcomes = []
-        ready = []
-        for entry in entries:
-            if entry.deadline_s <= now_s:
-                outcomes.append((entry, overdue()))
-            elif not entry.done:  # some may have left while it stood ready
-                ready.append(entry)
-        if not ready:
-            return outcomes
+        if len(ready) < len(entries):  # some have left while it stood ready
+            outcomes += [(entry, overdue()) for entry in entries if entry.deadline_s <= now_s]
+            if not ready:
+                return outcomes
         parts = [entry.tensors for entry in ready]
         try:
             if inputs is None or len(ready) < len(entries):
@@ -142,8 +144,12 @@ class EntryBatch:
             self.begun_s = begun_s = self._clock()
             outputs = self._infers[lane](inputs)
             seconds = self._clock() - begun_s
-            split = self._collation.split(outputs, parts, [entry.rows for entry in ready])
-            outcomes += zip(ready, split, strict=True)
+            counts = [entry.rows for entry in ready]
+            together = _shared_by(ready) if entries is self.entries else None  # halves go their own way back
+            if together is not None and self._collation.together(outputs, parts, counts):
+                self._shared = together, ready, outputs, counts
+            else:
+                outcomes += zip(ready, self._collation.split(outputs, parts, counts), strict=True)
             if len(ready) == len(self.entries):
                 self.seconds = seconds
         except Exception as error:
@@ -155,6 +161,24 @@ class EntryBatch:
                 if entries is self.entries:
                     logger.warning("a batch of %d requests failed and is run again in halves: %s", len(ready), error)
         return outcomes
+
+
+def _shared_by(entries: Sequence[Entry]) -> Together | None:
+    """What answers all of them together; ``None`` if nothing does."""
+    together = entries[0].together
+    if together is None or len(entries) == 1 or [entry for entry in entries if entry.together is not together]:
+        return None
+    return together
+
+
+def _answer_together(together: Together, entries: Sequence[Entry], outputs: Tensors, counts: Sequence[int]) -> None:
+    if [entry for entry in entries if entry.done]:
+        for entry, own in zip(entries, split(outputs, counts), strict=True):
+            answer(entry, own)
+        return
+    for entry in entries:
+        entry.end()
+    together([entry.reply for entry in entries], outputs, counts)
 
 
 def _answer_all(outcomes: _Outcomes) -> None:

@@ -18,7 +18,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from byoc_server.batching.batch import EntryBatch, answer, overdue
 from byoc_server.batching.collate import Collation, Infer
@@ -26,7 +25,7 @@ from byoc_server.batching.cost import CostModel
 from byoc_server.batching.device import Batch, DeviceScheduler
 from byoc_server.batching.join import Join
 from byoc_server.batching.loop_guard import INLINE_SECONDS, LoopGuard
-from byoc_server.batching.policy import BatchBounds, BatchQueue, Entry, QueueLimits, Reply
+from byoc_server.batching.policy import BatchBounds, BatchQueue, Entry, QueueLimits, Reply, Together
 from byoc_server.types import Tensors, tensor_bytes
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,8 @@ class Batcher:
     ) -> None:
         self._infers = infers
         self._collation = collation
-        self._queue = BatchQueue(limits, bounds, cost)
+        self._record_bytes = collation.record_bytes
+        self._queue = BatchQueue(limits, bounds, cost, uniform=collation.record_bytes > 0)
         self._cost = cost
         self._device = device
         self._max_queue_delay_s = max_queue_delay_s
@@ -92,7 +92,16 @@ class Batcher:
         """How long the oldest run of the model has been going on, in seconds; 0 when none does."""
         return self._device.running_s(self)
 
-    def submit(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Cancel:
+    def submit(
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Together | None = None,
+    ) -> Cancel:
         """Queue one request.
 
         Args:
@@ -101,25 +110,28 @@ class Batcher:
             reply: called once on the event loop, with the outputs of just these records or with what went wrong.
             deadline_s: when its time is over, on the batcher's clock.
             urgent: it goes before those that are not.
+            together: called in place of ``reply``, and of those of others with the same, where they share a batch.
 
         Raises:
             Overloaded: refused at once.
         """
-        queue, collation = self._queue, self._collation
-        nbytes = tensor_bytes(tensors)
+        queue = self._queue
         now_s = self._clock()
-        queue.admit(rows, nbytes, deadline_s, now_s, self._in_hand_work, self._device.contention, urgent)
-        key, length = collation.key(tensors), collation.length(tensors)
-        if deadline_s < self._look_s:
-            self._look_at(deadline_s, now_s)
+        key, length, nbytes = None, 1, rows * self._record_bytes
+        if not nbytes:
+            collation = self._collation
+            key, length, nbytes = collation.key(tensors), collation.length(tensors), tensor_bytes(tensors)
         entry: Entry
         if rows == 1 or (rows <= queue.max_rows and rows * length <= queue.max_work):
-            entry = Entry(tensors, rows, length, nbytes, key, now_s, deadline_s, reply, urgent)
+            entry = Entry(tensors, rows, length, nbytes, key, now_s, deadline_s, reply, urgent, together)
         else:
-            entry = Join(queue.cancel, tensors, rows, length, nbytes, key, now_s, deadline_s, reply, urgent)
-        queue.push(entry)
-        self._schedule()
-        return partial(queue.cancel, entry)
+            entry = Join(tensors, rows, length, nbytes, key, now_s, deadline_s, reply, urgent)
+        queue.enter(entry, now_s, self._in_hand_work, self._device.contention)
+        if deadline_s < self._look_s:
+            self._look_at(deadline_s, now_s)
+        if not self._scheduled:
+            self._schedule()
+        return entry.cancel
 
     @property
     def waiting(self) -> bool:
@@ -160,8 +172,6 @@ class Batcher:
             self._run_on_loop()
 
     def _schedule(self) -> None:
-        if self._scheduled:
-            return
         device = self._device
         if not self._in_hand or device.has_idle_lane or (device.has_room and self._queue.work >= self._ahead_work):
             self._scheduled = True
@@ -205,7 +215,7 @@ class Batcher:
             if batch.seconds is not None and self._guard.saw_inline(batch.seconds):
                 text = "a batch held the event loop for %.1f ms: the model runs on the worker thread for now"
                 logger.info(text, batch.seconds * 1000, extra={"event": "slow_inline"})
-        if self._queue:
+        if self._queue and not self._scheduled:
             self._schedule()
         if batch is not None:
             batch.answer()

@@ -12,13 +12,20 @@ import numpy as np
 
 from byoc_server.batching.adjacent import WORTHWHILE_BYTES, joined
 from byoc_server.errors import InferenceFailed
-from byoc_server.types import Array, Signature, Tensors
+from byoc_server.types import STRING, Array, Signature, Tensors
 
 Infer = Callable[[Tensors], Tensors]
 
 
 class Collation(Protocol):
-    """Which requests may share a batch of one model, and how they become one and come apart again."""
+    """Which requests may share a batch of one model, and how they become one and come apart again.
+
+    Attributes:
+        record_bytes: of every record, where all have the same shapes and so any two requests share a batch, and each
+            record is one long; 0 where it has to be looked.
+    """
+
+    record_bytes: int
 
     def key(self, tensors: Tensors) -> Hashable:
         """Requests with equal keys may share a batch."""
@@ -45,6 +52,14 @@ class Collation(Protocol):
         """
         ...
 
+    def together(self, outputs: Tensors, parts: Sequence[Tensors], counts: Sequence[int]) -> bool:
+        """Whether the parts own these outputs as they are, ``counts`` rows each; for the arguments see ``split``.
+
+        Raises:
+            InferenceFailed: an output does not have the rows that went in.
+        """
+        ...
+
 
 class RowCollation:
     """Records of one shape share a batch. See ``Collation``.
@@ -56,6 +71,7 @@ class RowCollation:
     def __init__(self, signature: Signature) -> None:
         self._batched = signature.batched
         self._fixed = signature.record_shape_is_fixed
+        self.record_bytes = _record_bytes(signature) if signature.batched and self._fixed else 0
         before_record = 1 if signature.batched else 0
         self._open_axes = {
             name: [before_record + axis for axis, length in enumerate(shape) if length is None]
@@ -83,6 +99,20 @@ class RowCollation:
     def split(self, outputs: Tensors, parts: Sequence[Tensors], counts: Sequence[int]) -> list[Tensors]:
         """Cut along axis 0; a model without a batch axis runs one request at a time."""
         return split(outputs, counts) if self._batched else [outputs]
+
+    def together(self, outputs: Tensors, parts: Sequence[Tensors], counts: Sequence[int]) -> bool:
+        """See ``Collation.together``."""
+        if self._batched:
+            check_rows(outputs, sum(counts))
+        return self._batched
+
+
+def _record_bytes(signature: Signature) -> int:
+    """Bytes of a record of fixed shapes; 0 where it has texts."""
+    if any(spec.dtype == STRING for spec in signature.inputs):
+        return 0
+    shapes = signature.record_shapes
+    return sum(spec.dtype.itemsize * math.prod([d or 0 for d in shapes[spec.name]]) for spec in signature.inputs)
 
 
 def stack(parts: Sequence[Tensors]) -> Tensors:

@@ -10,6 +10,7 @@ Costs are counted by the work of a batch: its rows times the longest record (in 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -67,6 +68,12 @@ class CostModel:
     def wait_at_most_s(self, work: int) -> float:
         """No less than ``wait_s``, at less cost: as if nothing were gained by batches."""
         return (work / self._works[0] + 1) * self._seconds[0] * self.stretch if self._works else 0.0
+
+    def work_within(self, seconds: float) -> float:
+        """The work for which ``wait_at_most_s`` is so long; below 0 where nothing is done as soon."""
+        if not self._works:
+            return math.inf
+        return (seconds / (self._seconds[0] * self.stretch) - 1) * self._works[0]
 
     def observe(self, work: int, seconds: float) -> None:
         """Learn from a batch that took so long by itself."""

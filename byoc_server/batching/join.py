@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import partial
 
 import numpy as np
@@ -19,15 +19,13 @@ class Join(LargeEntry):
     what is held is the inputs and the outputs once, however many parts there are.
 
     Args:
-        give_up: takes an entry out of the queue and ends it.
         tensors: of the whole request; for this and all others see ``Entry``.
     """
 
-    __slots__ = ("_begin", "_give_up", "_left", "_outputs", "_parts", "_total")
+    __slots__ = ("_begin", "_left", "_outputs", "_parts", "_total")
 
     def __init__(
         self,
-        give_up: Callable[[Entry], None],
         tensors: Tensors,
         rows: int,
         length: int,
@@ -39,7 +37,6 @@ class Join(LargeEntry):
         urgent: bool = False,
     ) -> None:
         super().__init__(tensors, rows, length, nbytes, key, arrived_s, deadline_s, reply, urgent)
-        self._give_up = give_up
         self._total = self._left = rows
         self._begin = 0
         self._parts: dict[int, Entry] = {}
@@ -84,7 +81,7 @@ class Join(LargeEntry):
         if failure is None and self._left:
             return
         outputs, reply = self._outputs, self.reply
-        self._give_up(self)
+        self.cancel()
         reply(outputs if failure is None else failure)
 
     def _put_or_fail(self, begin: int, end: int, outputs: Tensors) -> InferenceFailed | None:

@@ -69,6 +69,7 @@ class PaddedCollation:
 
     def __init__(self, padding: Padding, step: int = 0, to_bucket: bool = False) -> None:
         self.padding = padding
+        self.record_bytes = 0
         self._axes = [(name, padded.axis) for name, padded in padding.inputs.items()]
         self._step = 0 if to_bucket else step
         self._to_bucket = to_bucket
@@ -117,6 +118,12 @@ class PaddedCollation:
         return [
             part if length == target else self._cut(part, length) for part, length in zip(rows, lengths, strict=True)
         ]
+
+    def together(self, outputs: Tensors, parts: Sequence[Tensors], counts: Sequence[int]) -> bool:
+        """See ``Collation.together``."""
+        lengths, target = self._plan(parts)
+        collate.check_rows(outputs, sum(counts))
+        return all(length == target for length in lengths)
 
     def _plan(self, parts: Sequence[Tensors]) -> tuple[list[int], int]:
         """The length of each part, and what all are padded to: the same where nothing is padded."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -28,9 +28,15 @@ from byoc_server.types import Tensors
 Reply = Callable[[Tensors | ByocError], None]
 """Takes the outputs of one request, or why there are none."""
 
+Together = Callable[[Sequence[Reply], Tensors, Sequence[int]], None]
+"""Answers several requests at once, which costs less than one by one: takes their replies, outputs that hold the rows
+of all of them in that order, and how many rows each has. Sees to it that none keeps another from its answer."""
+
 _LOOKAHEAD = 256
 """How many entries of a level are looked at for one batch, so that forming it stays cheap in a long queue."""
 _OLDEST_FIRST_EVERY = 4
+_CALM_S = 0.05
+"""While what waits takes no longer than that by any estimate, nobody who has more time than that looks closer."""
 _HEADROOM = 1.25
 """A wait may turn out longer by a quarter. Without that, all that is accepted while there is too much would be
 accepted at the very limit, and half of it expire."""
@@ -50,6 +56,7 @@ class Entry:
         deadline_s: when its time is over, likewise.
         reply: called once with the outcome, unless the entry is cancelled before.
         urgent: it goes before those that are not.
+        together: answers it together with others that have the same; ``None`` if it is answered alone.
         done: answered or cancelled.
     """
 
@@ -60,9 +67,11 @@ class Entry:
         "key",
         "length",
         "nbytes",
+        "queue",
         "reply",
         "rows",
         "tensors",
+        "together",
         "urgent",
         "waiting",
         "work",
@@ -79,6 +88,7 @@ class Entry:
         deadline_s: float,
         reply: Reply,
         urgent: bool = False,
+        together: Together | None = None,
     ) -> None:
         self.tensors = tensors
         self.rows = rows
@@ -90,12 +100,21 @@ class Entry:
         self.deadline_s = deadline_s
         self.reply = reply
         self.urgent = urgent
+        self.together = together
+        self.queue: BatchQueue | None = None
         self.done = False
         self.waiting = False
 
     def end(self) -> None:
         """Take note that it is answered or given up."""
         self.done = True
+
+    def cancel(self) -> None:
+        """Give it up. Late or twice does no harm."""
+        if self.queue is None:
+            self.end()
+        else:
+            self.queue.cancel(self)
 
 
 class LargeEntry(Entry):
@@ -142,6 +161,7 @@ class BatchQueue:
         limits: of what waits.
         bounds: of a batch.
         cost: of a batch.
+        uniform: any two entries can share a batch, and all records are one long.
 
     Attributes:
         rows: that wait.
@@ -151,8 +171,9 @@ class BatchQueue:
         max_work: of a batch.
     """
 
-    def __init__(self, limits: QueueLimits, bounds: BatchBounds, cost: CostModel) -> None:
+    def __init__(self, limits: QueueLimits, bounds: BatchBounds, cost: CostModel, *, uniform: bool = False) -> None:
         self.rows = self.work = self.nbytes = 0
+        self._uniform = uniform
         self.max_rows = bounds.max_rows
         self._limits = limits
         self._bounds = bounds
@@ -176,6 +197,27 @@ class BatchQueue:
     def follow_cost(self) -> None:
         """Fit the bounds of a batch to what the cost model knows by now."""
         self.max_work = self._bounds.max_work or self._cost.best_work
+        self._calm_work = self._cost.work_within(_CALM_S / _HEADROOM)
+
+    def enter(self, entry: Entry, now_s: float, running_work: int = 0, contention: float = 1.0) -> None:
+        """Let an entry join the queue.
+
+        Args:
+            entry: it.
+            now_s: the clock.
+            running_work: see ``admit``.
+            contention: see ``admit``.
+
+        Raises:
+            Overloaded: see ``admit``.
+        """
+        ahead = self.work + running_work
+        if ahead:
+            limits = self._limits
+            full = self.rows + entry.rows > limits.max_rows or self.nbytes + entry.nbytes > limits.max_bytes
+            if full or ahead * contention > self._calm_work or entry.deadline_s - now_s < _CALM_S:
+                self.admit(entry.rows, entry.nbytes, entry.deadline_s, now_s, running_work, contention, entry.urgent)
+        self.push(entry)
 
     def admit(
         self,
@@ -224,6 +266,7 @@ class BatchQueue:
             self._urgent_work += entry.work
         else:
             self._normal.append(entry)
+        entry.queue = self
         entry.waiting = True
         self.rows += entry.rows
         self.work += entry.work
@@ -250,10 +293,14 @@ class BatchQueue:
         Returns:
             The batch (empty when nothing can run), its work, and the entries found past their deadline.
         """
+        max_rows, max_work = self.max_rows, self.max_work
+        if self._uniform and not self._urgent and self.rows <= min(max_rows, max_work):
+            whole = self._whole_queue(now_s)
+            if whole:
+                return whole, sum([entry.work for entry in whole]), []
         batch: list[Entry] = []
         expired: list[Entry] = []
         rows = longest = 0
-        max_rows, max_work = self.max_rows, self.max_work
         for entries in self._levels():
             skipped: list[Entry] = []
             for _ in range(min(len(entries), _LOOKAHEAD)):
@@ -286,6 +333,18 @@ class BatchQueue:
             if rows >= max_rows or rows * longest >= max_work:
                 break
         return batch, rows * longest, expired
+
+    def _whole_queue(self, now_s: float) -> list[Entry]:
+        """Take all that waits as one batch, in few steps; empty if some of it must be looked at more closely."""
+        waiting = self._normal
+        batch = [entry for entry in waiting if entry.deadline_s > now_s and not entry.done]
+        if len(batch) < len(waiting) or [entry for entry in batch if isinstance(entry, LargeEntry)]:
+            return []
+        for entry in batch:
+            entry.waiting = False
+        waiting.clear()
+        self.rows = self.work = self.nbytes = 0
+        return batch
 
     def expire(self, now_s: float) -> list[Entry]:
         """Take out the entries that are past their deadline, as far as the next batches would look."""

@@ -108,6 +108,13 @@ class Codec(Protocol):
         ...
 
 
+EncodeEach = Callable[[Tensors, Signature, EncodeOptions, Sequence[int]], list[bytes] | None]
+"""What a codec may have beside ``encode``, as ``encode_each``: writes the answers to several requests in one pass.
+
+Takes the outputs of all of them, which share axis 0, in one array a name, and the number of rows of each request.
+Gives one body for each, equal to what ``encode`` makes of just its rows; or ``None`` where one pass is not possible."""
+
+
 class BrokenLibraryError(Exception):
     """A library that a codec is built on is installed and cannot be imported."""
 

@@ -32,7 +32,7 @@ import orjson
 from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.text.csv_layout import flat_shape, layout_of, reshaped
 from byoc_server.codecs.text.csv_rows import Dialect, read_rows
-from byoc_server.codecs.text.lines import join_lines
+from byoc_server.codecs.text.lines import join_lines, join_lines_each
 from byoc_server.codecs.text.number_arrays import Column, read_cells
 from byoc_server.codecs.text.number_text import NotPlainError
 from byoc_server.codecs.values.walk import shown
@@ -165,6 +165,15 @@ def _chosen(places: Sequence[int], skipped: int) -> slice | list[int]:
 
 def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
     """Write one line a record. See ``Codec.encode``."""
+    return join_lines(_lines(tensors, signature), options)
+
+
+def encode_each(tensors: Tensors, signature: Signature, options: EncodeOptions, counts: Sequence[int]) -> list[bytes]:
+    """Write several answers in one pass. See ``EncodeEach``."""
+    return join_lines_each(_lines(tensors, signature), options, counts)
+
+
+def _lines(tensors: Tensors, signature: Signature) -> list[bytes]:
     arrays = [tensors[spec.name] for spec in signature.outputs]
     if not signature.batched:
         # Without a batch axis one answer is one line, but for a single matrix, whose rows are lines.
@@ -175,8 +184,7 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
         )
     arrays = [a.reshape(len(a), math.prod(a.shape[1:])) for a in arrays]
     columns = [_column_lines(a) for a in arrays]
-    lines = columns[0] if len(columns) == 1 else [b",".join(cells) for cells in zip(*columns, strict=True)]
-    return join_lines(lines, options)
+    return columns[0] if len(columns) == 1 else [b",".join(cells) for cells in zip(*columns, strict=True)]
 
 
 def _column_lines(array: Array) -> list[bytes]:

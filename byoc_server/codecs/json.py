@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any, cast
@@ -36,6 +36,8 @@ from byoc_server.types import Array, Signature, Tensors
 
 _NATIVE_KINDS = "fiub"
 _MARKS_OF_ONE_KEY = 2
+_AROUND_RECORDS = {1: (b"[", b",", b"]"), 2: (b"[[", b"],[", b"]]")}
+"""Axes of an array of numbers -> what stands before, between and behind its records."""
 _NO_ROWS_OF_NUMBERS = (KeyError, TypeError, ValueError, OverflowError, struct.error)
 
 
@@ -207,6 +209,28 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
     else:
         predictions = {spec.name: serializable(tensors[spec.name]) for spec in signature.outputs}
     return orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def encode_each(
+    tensors: Tensors, signature: Signature, options: EncodeOptions, counts: Sequence[int]
+) -> list[bytes] | None:
+    """Write several answers in one pass. See ``EncodeEach``."""
+    if len(signature.outputs) > 1 or options.envelope is not None:
+        return None
+    array = tensors[signature.outputs[0].name]
+    begin, between, end = _AROUND_RECORDS.get(array.ndim, (b"", b"", b""))
+    if not begin or array.dtype.kind not in _NATIVE_KINDS:
+        return None
+    text = orjson.dumps(serializable(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    records = text[len(begin) : -len(end)].split(between)
+    begin, end = b'{"predictions":' + begin, end + b"}"
+    if len(records) == len(counts):
+        return [b"%b%b%b" % (begin, record, end) for record in records]
+    place, answers = 0, []
+    for count in counts:
+        answers.append(b"%b%b%b" % (begin, between.join(records[place : place + count]), end))
+        place += count
+    return answers
 
 
 def serializable(array: Array) -> object:

@@ -16,7 +16,7 @@ from byoc_server.codecs.base import DecodeOptions, EncodeOptions
 from byoc_server.codecs.json import parse, records, serializable
 from byoc_server.codecs.text import json_records
 from byoc_server.codecs.text.json_arrays import LARGE_BYTES
-from byoc_server.codecs.text.lines import body_lines, join_lines
+from byoc_server.codecs.text.lines import body_lines, join_lines, join_lines_each
 from byoc_server.codecs.text.number_arrays import read_lines
 from byoc_server.codecs.text.number_text import NotPlainError
 from byoc_server.codecs.values.base64_values import may_hold_base64, with_bytes
@@ -91,6 +91,15 @@ def _shape(value: object) -> tuple[int, ...]:
 
 def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> bytes:
     """Write one line a record: the value of the one output, or an object with all outputs. See ``Codec.encode``."""
+    return join_lines(_lines(tensors, signature), options)
+
+
+def encode_each(tensors: Tensors, signature: Signature, options: EncodeOptions, counts: Sequence[int]) -> list[bytes]:
+    """Write several answers in one pass. See ``EncodeEach``."""
+    return join_lines_each(_lines(tensors, signature), options, counts)
+
+
+def _lines(tensors: Tensors, signature: Signature) -> list[bytes]:
     items: Sequence[object]
     if len(signature.outputs) > 1 and signature.batched:
         items = records(tensors, signature)
@@ -100,6 +109,6 @@ def encode(tensors: Tensors, signature: Signature, options: EncodeOptions) -> by
         value = serializable(tensors[signature.outputs[0].name])
         if signature.batched and isinstance(value, np.ndarray) and value.ndim == 2 and value.size:
             rows = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).split(b"]")[:-2]
-            return join_lines([row[1:] + b"]" for row in rows], options)  # ``[[1,2],[3,4]]``
+            return [row[1:] + b"]" for row in rows]  # ``[[1,2],[3,4]]``
         items = cast(Sequence[object], value) if signature.batched else [value]
-    return join_lines([orjson.dumps(item, option=orjson.OPT_SERIALIZE_NUMPY) for item in items], options)
+    return [orjson.dumps(item, option=orjson.OPT_SERIALIZE_NUMPY) for item in items]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from byoc_server.batching.batcher import Cancel
-from byoc_server.batching.policy import Reply
+from byoc_server.batching.policy import Reply, Together
 from byoc_server.errors import GpuUnavailable, NotReady, Unavailable
 from byoc_server.models.adapter import Adapter
 from byoc_server.types import Tensors
@@ -57,7 +57,16 @@ class InferenceClient(Protocol):
         """
         ...
 
-    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Cancel:
+    def infer(
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Together | None = None,
+    ) -> Cancel:
         """Run one request.
 
         Args:
@@ -66,6 +75,7 @@ class InferenceClient(Protocol):
             reply: called once on the event loop with the model's own outputs or the error, unless cancelled before.
             deadline_s: in seconds of the monotonic clock.
             urgent: it goes before those that are not.
+            together: may be called in place of ``reply``, and of those of others with the same.
 
         Raises:
             Unavailable: the model is not loaded, or the request is refused at once.

@@ -11,7 +11,7 @@ from byoc_server.batching.batcher import Batcher, Cancel
 from byoc_server.batching.collate import Infer
 from byoc_server.batching.cost import CostModel
 from byoc_server.batching.device import DeviceScheduler
-from byoc_server.batching.policy import QueueLimits, Reply
+from byoc_server.batching.policy import QueueLimits, Reply, Together
 from byoc_server.batching.worker_thread import WorkerThread
 from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.errors import GpuUnavailable, ModelLoadError, StartupError
@@ -80,11 +80,20 @@ class LocalClient:
         """How long the oldest batch has been running, in seconds; 0 when none runs."""
         return 0.0 if self._batcher is None else self._batcher.running_s
 
-    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Cancel:
+    def infer(
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Together | None = None,
+    ) -> Cancel:
         """Run one request. See ``InferenceClient.infer``."""
         if self._batcher is None:
             raise self._status.refusal()
-        return self._batcher.submit(tensors, rows, reply, deadline_s, urgent=urgent)
+        return self._batcher.submit(tensors, rows, reply, deadline_s, urgent=urgent, together=together)
 
     def start(self) -> None:
         """Begin to load, on a daemon thread: a load that hangs must not keep the process from ending."""

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from byoc_server.batching.batcher import Cancel
-from byoc_server.batching.policy import Reply
+from byoc_server.batching.policy import Reply, Together
 from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.core.core_link import CoreLink
 from byoc_server.core.handshake import Meeting
@@ -68,7 +68,16 @@ class RemoteClient:
             raise self._status.refusal()
         return self._adapter
 
-    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Cancel:
+    def infer(
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Together | None = None,
+    ) -> Cancel:
         """Run one request on the core with the least to do. See ``InferenceClient.infer``."""
         links = self._links
         if len(links) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -11,6 +11,7 @@ from byoc_server.codecs.base import (
     Answer,
     BrokenLibraryError,
     DecodeOptions,
+    EncodeEach,
     EncodeOptions,
     Envelope,
     Enveloped,
@@ -44,6 +45,8 @@ class Formats:
         decode_inline_bytes: larger bodies are not read on the event loop.
         encode: writes an answer. Raises what ``Codec.encode`` does.
         encode_inline_bytes: answers from larger tensors are not written on the event loop.
+        encode_each: writes answers to several requests in one pass; ``None`` where the format cannot, or what clients
+            see has still to be made of the outputs. See ``codecs.base.EncodeEach``.
         headers: of an answer.
         enveloped: writes the answer to a request that says how, with the bytes as above.
     """
@@ -54,6 +57,7 @@ class Formats:
     decode_inline_bytes: int
     encode: Callable[[Tensors], bytes | Answer]
     encode_inline_bytes: int
+    encode_each: Callable[[Tensors, Sequence[int]], list[bytes] | None] | None
     headers: tuple[Header, ...]
     enveloped: Callable[[Envelope, Tensors], bytes | Answer]
     enveloped_inline_bytes: int
@@ -100,7 +104,8 @@ class FormatTable:
         enveloped_target, _ = choose_encoder(accept, DEFAULT_MEDIA_TYPE, source, outputs)
         try:
             decode = _prepared(source.load().decode, adapter.prepare)
-            encode = _presented(target.load().encode, adapter.present)
+            target_codec = target.load()
+            encode = _presented(target_codec.encode, adapter.present)
             encode_enveloped = _presented(enveloped_target.load().encode, adapter.present)
         except BrokenLibraryError as error:  # it is out of the table now
             logger.error(str(error), exc_info=error.__cause__, extra={"event": "codec_broken"})
@@ -108,6 +113,10 @@ class FormatTable:
         most = DecodeOptions(parameters, self._max_tensor_bytes)
         inline = DecodeOptions(parameters, min(self._max_tensor_bytes, _INLINE_TENSOR_BYTES))
         options = EncodeOptions(settings.final_newline, None, adapter.model_name)
+
+        each: EncodeEach | None = getattr(target_codec, "encode_each", None)
+        if adapter.present is not None or adapter.answer_bytes is not None or not signature.batched:
+            each = None
 
         def enveloped(envelope: Envelope, tensors: Tensors) -> bytes | Answer:
             wanted = _with_outputs(signature, envelope.outputs)
@@ -120,6 +129,7 @@ class FormatTable:
             source.inline_bytes,
             lambda tensors: encode(tensors, signature, options),
             target.inline_bytes,
+            None if each is None else lambda tensors, counts: each(tensors, signature, options, counts),
             self._dialect.entity_headers(name),
             enveloped,
             enveloped_target.inline_bytes,

@@ -25,6 +25,8 @@ from functools import partial
 from typing import TypeVar, cast
 
 from byoc_server.batching.batcher import Cancel
+from byoc_server.batching.collate import split
+from byoc_server.batching.policy import Reply, Together
 from byoc_server.codecs.base import Answer, Envelope, Enveloped, all_codecs
 from byoc_server.config import MIB, Settings
 from byoc_server.core.client import InferenceClient
@@ -43,7 +45,7 @@ from byoc_server.http.dialect import CUSTOM_ATTRIBUTES, INVOCATIONS, Dialect, He
 from byoc_server.http.formats import Formats, FormatTable
 from byoc_server.http.priority import is_urgent
 from byoc_server.http.responses import Header, Response
-from byoc_server.telemetry.request_log import RequestLog
+from byoc_server.telemetry.request_log import Record, RequestLog
 from byoc_server.types import Signature, Tensors, tensor_bytes
 
 logger = logging.getLogger(__name__)
@@ -55,10 +57,11 @@ _VISIBLE_ASCII = re.compile(rb"[\x20-\x7e]{0,1024}\Z")
 _INFERENCE_ID_LENGTH = 64
 _LONGEST_MARGIN_S, _MARGIN = 1.0, 1 / 50
 _NOT_CODED: Sequence[Header] = ()
+_REPLY_FAILED = "a reply failed"
 
 
 class _Request:
-    """One request under way."""
+    """One request under way. Called with its outcome by what runs the model: it is its own ``Reply``."""
 
     __slots__ = (
         "arrived_s",
@@ -69,13 +72,21 @@ class _Request:
         "give_up",
         "head",
         "id",
+        "path",
         "reply",
         "rows",
     )
 
     def __init__(
-        self, head: Head, arrived_s: float, body_bytes: int, request_id: str, reply: Callable[[Response], None]
+        self,
+        path: InferencePath,
+        head: Head,
+        arrived_s: float,
+        body_bytes: int,
+        request_id: str,
+        reply: Callable[[Response], None],
     ) -> None:
+        self.path = path
         self.head = head
         self.arrived_s = arrived_s
         self.body_bytes = body_bytes
@@ -86,6 +97,10 @@ class _Request:
         self.envelope: Envelope | None = None
         self.give_up: Callable[[], object] | None = None
         self.cancelled = False
+
+    def __call__(self, outcome: Tensors | ByocError) -> None:
+        """Take the outcome."""
+        self.path.answer(self, outcome)
 
     def cancel(self) -> None:
         """Give it up."""
@@ -118,6 +133,7 @@ class InferencePath:
         self._executor = executor
         self._log = request_log
         self._dialect = dialect
+        self._together: Together = self._answer_together
         self._formats = FormatTable(settings, dialect, settings.max_queue_mib * MIB)
         self._time_to_infer_s = settings.request_timeout_s - answer_margin_s(settings.request_timeout_s)
         self._echo = settings.echo_custom_attributes
@@ -152,7 +168,7 @@ class InferencePath:
         Returns:
             Gives the request up; ``reply`` is not called after that.
         """
-        request = _Request(head, arrived_s, len(body), self._ids.of(head), reply)
+        request = _Request(self, head, arrived_s, len(body), self._ids.of(head), reply)
         try:
             formats = self._formats.known(head.key) or self._formats.find(head.key, self._client.adapter)
             request.formats = formats
@@ -168,7 +184,7 @@ class InferencePath:
 
     def refuse(self, head: Head, arrived_s: float, error: ByocError, reply: Callable[[Response], None]) -> None:
         """Answer a request that never got to the model, e.g. because its body was too large."""
-        self._fail(_Request(head, arrived_s, 0, self._ids.of(head), reply), error)
+        self._fail(_Request(self, head, arrived_s, 0, self._ids.of(head), reply), error)
 
     def _decode_inline(self, request: _Request, formats: Formats, body: bytes) -> None:
         """Decode a small body on the event loop, unless it stands for large tensors."""
@@ -207,8 +223,7 @@ class InferencePath:
         attributes = request.head.custom_attributes
         urgent = attributes is not None and is_urgent(attributes)
         deadline_s = request.arrived_s + self._time_to_infer_s
-        reply = partial(self._on_outcome, request)
-        request.give_up = self._client.infer(tensors, rows, reply, deadline_s, urgent=urgent)
+        request.give_up = self._client.infer(tensors, rows, request, deadline_s, urgent=urgent, together=self._together)
 
     def _too_large_an_answer(self, rows: int, signature: Signature) -> PayloadTooLarge:
         """The refusal of what the model would answer with more than may be held; few bytes can declare many records."""
@@ -218,7 +233,8 @@ class InferencePath:
             limit_bytes=self._max_tensor_bytes,
         )
 
-    def _on_outcome(self, request: _Request, outcome: Tensors | ByocError) -> None:
+    def answer(self, request: _Request, outcome: Tensors | ByocError) -> None:
+        """Answer one request."""
         if isinstance(outcome, ByocError):
             self._fail(request, outcome)
             return
@@ -238,6 +254,36 @@ class InferencePath:
                 self._succeed(request, (write(outcome), _NOT_CODED))
         except Exception as error:
             self._fail(request, error)
+
+    def _answer_together(self, replies: Sequence[Reply], outputs: Tensors, counts: Sequence[int]) -> None:
+        """Answer several requests, in one pass if their answers have one format. See ``Together``."""
+        requests = cast(Sequence[_Request], replies)
+        formats = requests[0].formats
+        assert formats is not None
+        bodies = None
+        if not [request for request in requests if request.formats is not formats or request.envelope is not None]:
+            bodies = _encoded_each(formats, outputs, counts)
+        if bodies is None:
+            for request, own in zip(requests, split(outputs, counts), strict=True):
+                try:
+                    self.answer(request, own)
+                except Exception:
+                    logger.exception(_REPLY_FAILED)
+            return
+        headers, now_s = formats.headers, time.monotonic()
+        records: list[Record] = []
+        for request, body in zip(requests, bodies, strict=True):
+            try:
+                if request.head.custom_attributes is not None or request.cancelled:
+                    self._finish(request, Response(200, headers, body), None)
+                    continue
+                request.give_up = None
+                request.reply(Response(200, headers, body))
+            except Exception:
+                logger.exception(_REPLY_FAILED)
+            duration_s = now_s - request.arrived_s
+            records.append((request.id, 200, duration_s, request.rows, request.body_bytes, len(body), None))
+        self._log.extend(records)
 
     def _held_bytes(self, answer_bytes: int) -> int:
         """What an answer takes, in bytes. Raises ``PayloadTooLarge`` if it is more than may be held."""
@@ -333,6 +379,16 @@ class _IdSource:
         if head.inference_id:
             return head.inference_id[:_INFERENCE_ID_LENGTH].decode("latin-1")
         return f"{self._prefix}{next(self._numbers):x}"
+
+
+def _encoded_each(formats: Formats, outputs: Tensors, counts: Sequence[int]) -> list[bytes] | None:
+    """Write the answers to several requests in one pass; ``None`` where they have to be written one by one."""
+    if formats.encode_each is None or tensor_bytes(outputs) > formats.encode_inline_bytes:
+        return None
+    try:
+        return formats.encode_each(outputs, counts)
+    except Exception:  # one by one, only those that cannot be written get an error
+        return None
 
 
 def _encoded_answer(answer: bytes | Answer, coding: str | None) -> tuple[bytes | Answer, Sequence[Header]]:

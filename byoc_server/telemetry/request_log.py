@@ -63,6 +63,16 @@ class RequestLog:
         if len(self._records) >= _FLUSH_RECORDS:
             self.flush()
 
+    def extend(self, records: Sequence[Record]) -> None:
+        """Take records of requests that went well."""
+        if self._off or self._errors_only:
+            return
+        if not self._records:
+            self._loop.call_soon(self.flush)
+        self._records += records
+        if len(self._records) >= _FLUSH_RECORDS:
+            self.flush()
+
     def flush(self) -> None:
         """Write what has gathered. All of it gets the time of the writing, which is within the same turn."""
         if not self._records:

@@ -178,7 +178,7 @@ def test_an_entry_beyond_the_bounds_runs_alone() -> None:
 def test_a_large_request_is_cut_to_the_room_there_is() -> None:
     waiting = queue(entry(2, length=2), bounds=BatchBounds(8, 16))
     tensors: Tensors = {"x": np.zeros((5, 8), np.float32)}
-    waiting.push(Join(waiting.cancel, tensors, 5, 8, 160, None, 0.0, 100.0, lambda outcome: None))
+    waiting.push(Join(tensors, 5, 8, 160, None, 0.0, 100.0, lambda outcome: None))
     sizes = []
     while waiting:
         batch, work, _ = waiting.next_batch(0.0)
@@ -340,7 +340,7 @@ def test_the_reply_of_a_part_that_cannot_be_put_in_place_is_an_error() -> None:
     outcomes: list[Tensors | ByocError] = []
     tensors: Tensors = {"x": np.zeros((2, 1))}
     waiting = queue(limits=WIDE_LIMITS, bounds=BatchBounds(1, 1))
-    waiting.push(Join(waiting.cancel, tensors, 2, 1, 16, None, 0.0, 100.0, outcomes.append))
+    waiting.push(Join(tensors, 2, 1, 16, None, 0.0, 100.0, outcomes.append))
     (first,), (second,) = batch_of(waiting), batch_of(waiting)
     first.reply({"y": np.zeros((1, 1))})
     second.reply({"z": np.zeros((1, 1))})  # of another name

@@ -407,7 +407,16 @@ class Client:
         self.adapter = Adapter(signature, signature)
         self.replies: list[Reply] = []
 
-    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Any:
+    def infer(
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Any = None,
+    ) -> Any:
         self.replies.append(reply)
         return lambda: None
 

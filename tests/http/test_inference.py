@@ -43,7 +43,16 @@ class Client:
     def adapter(self) -> Adapter:
         return Adapter(self.signature, self.signature)
 
-    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, *, urgent: bool = False) -> Any:
+    def infer(
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Any = None,
+    ) -> Any:
         self.urgent.append(urgent)
         self.deadlines_s.append(deadline_s)
         if self.outputs is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from byoc_server.codecs.base import EncodeOptions
 from byoc_server.errors import InvalidPayload
@@ -21,6 +22,15 @@ def body_lines(body: bytes) -> list[bytes]:
         if not line.strip():
             raise InvalidPayload(f"line {number} is empty", field=f"line {number}", expected="a record", got="nothing")
     return lines
+
+
+def join_lines_each(lines: Sequence[bytes], options: EncodeOptions, counts: Sequence[int]) -> list[bytes]:
+    """As ``join_lines``, so many lines each."""
+    if len(lines) == len(counts):
+        end = b"\n" if options.final_newline else b""
+        return [line + end for line in lines]
+    bounds = pairwise(accumulate(counts, initial=0))
+    return [join_lines(lines[begin:end], options) for begin, end in bounds]
 
 
 def join_lines(lines: Sequence[bytes], options: EncodeOptions) -> bytes:
