@@ -108,6 +108,12 @@ class Codec(Protocol):
         ...
 
 
+Decoder = Callable[[bytes], Tensors | Enveloped]
+"""Reads bodies for one signature and with the same options."""
+
+MakeDecoder = Callable[[Signature, DecodeOptions], Decoder]
+"""What a codec may have beside ``decode``, as ``decoder``: looks once at all that does not change from body to body."""
+
 EncodeEach = Callable[[Tensors, Signature, EncodeOptions, Sequence[int]], list[bytes] | None]
 """What a codec may have beside ``encode``, as ``encode_each``: writes the answers to several requests in one pass.
 

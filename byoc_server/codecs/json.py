@@ -16,13 +16,13 @@ import json
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import orjson
 
-from byoc_server.codecs.base import Answer, DecodeOptions, EncodeOptions, Enveloped
+from byoc_server.codecs.base import Answer, DecodeOptions, Decoder, EncodeOptions, Enveloped
 from byoc_server.codecs.open_inference.answer import encode_answer
 from byoc_server.codecs.open_inference.request import decode_request, is_request
 from byoc_server.codecs.text import json_records
@@ -41,15 +41,9 @@ _AROUND_RECORDS = {1: (b"[", b",", b"]"), 2: (b"[[", b"],[", b"]]")}
 _NO_ROWS_OF_NUMBERS = (KeyError, TypeError, ValueError, OverflowError, struct.error)
 
 
-def _row_packer(kind: str, width: int) -> tuple[Callable[..., None], int]:
-    """What writes a row of numbers into an array, and refuses what is none or beyond the range; bytes of a row."""
-    row = struct.Struct(f"={width}{kind}")
-    return row.pack_into, row.size
-
-
-_ROW_PACKERS = {
-    np.dtype(name).char: cache(partial(_row_packer, kind))
-    for name, kind in {
+_STRUCT_LETTERS = {
+    np.dtype(name): letter
+    for name, letter in {
         "float16": "e",
         "float32": "f",
         "float64": "d",
@@ -63,35 +57,53 @@ _ROW_PACKERS = {
         "uint64": "Q",
     }.items()
 }
-"""NumPy's letter for a dtype -> ``_row_packer`` with that of the ``struct`` module."""
+"""Letters of the ``struct`` module, which refuses what is no number or beyond the range of one."""
 
 
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped:
     """Read any of the request forms. See ``Codec.decode``."""
-    width: Any  # None raises an error, as another shape does
-    spec, document = signature.sole_input, None
-    if spec is not None and signature.batched and len(body) <= LARGE_BYTES:
-        # The commonest body in the fewest steps: ``instances``, and no other key, as rows of numbers of a fixed width.
-        try:
-            document = orjson.loads(body)
-            if len(document) == 1:
-                rows = document["instances"]
-                (width,) = signature.record_shapes[spec.name]
-                dtype = spec.dtype
-                pack_into, row_bytes = _ROW_PACKERS[dtype.char](width)
-                if len(rows) * width < len(body):  # before memory is taken
-                    array, place = np.empty((len(rows), width), dtype), 0
-                    for row in rows:
-                        pack_into(array, place, *row)
-                        place += row_bytes
-                    if place:
-                        return {spec.name: array}
-        except _NO_ROWS_OF_NUMBERS:
-            pass
-    return _decode_any_form(body, document, signature, options)
+    return decoder(signature, options)(body)
 
 
-def _decode_any_form(body: bytes, document: Any, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped:
+def decoder(signature: Signature, options: DecodeOptions) -> Decoder:
+    """Read any of the request forms, again and again. See ``MakeDecoder``.
+
+    The commonest body in the fewest steps: ``instances``, and no other key, as rows of numbers of a fixed width.
+    """
+    spec = signature.sole_input
+    shape = () if spec is None or not signature.batched else signature.record_shapes[spec.name]
+    width = shape[0] if len(shape) == 1 else None
+    if spec is None or width is None or spec.dtype not in _STRUCT_LETTERS:
+        return partial(_decode_any_form, None, signature, options)
+    name, dtype = spec.name, spec.dtype
+    row_format = struct.Struct(f"={width}{_STRUCT_LETTERS[dtype]}")
+    pack_into: Callable[..., None] = row_format.pack_into
+    row_bytes = row_format.size
+    loads, empty = orjson.loads, np.empty
+
+    def decode_rows(body: bytes) -> Tensors | Enveloped:
+        document: Any = None  # whatever it is, other shapes of it raise an error
+        if len(body) <= LARGE_BYTES:
+            try:
+                document = loads(body)
+                if len(document) == 1:
+                    rows = document["instances"]
+                    count = len(rows)
+                    if count * width < len(body):  # before memory is taken
+                        array, place = empty((count, width), dtype), 0
+                        for row in rows:
+                            pack_into(array, place, *row)
+                            place += row_bytes
+                        if place:
+                            return {name: array}
+            except _NO_ROWS_OF_NUMBERS:
+                pass
+        return _decode_any_form(document, signature, options, body)
+
+    return decode_rows
+
+
+def _decode_any_form(document: Any, signature: Signature, options: DecodeOptions, body: bytes) -> Tensors | Enveloped:
     """Read any of the request forms; ``document`` is what was parsed already, or ``None``."""
     if len(body) > LARGE_BYTES:
         decoded = _large_arrays(body, signature, options)

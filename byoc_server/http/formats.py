@@ -10,11 +10,14 @@ from typing import cast
 from byoc_server.codecs.base import (
     Answer,
     BrokenLibraryError,
+    Codec,
     DecodeOptions,
+    Decoder,
     EncodeEach,
     EncodeOptions,
     Envelope,
     Enveloped,
+    MakeDecoder,
 )
 from byoc_server.config import MIB, Settings
 from byoc_server.http.dialect import Dialect, Key
@@ -25,7 +28,6 @@ from byoc_server.types import Signature, Tensors
 
 logger = logging.getLogger(__name__)
 
-Decode = Callable[[bytes, Signature, DecodeOptions], Tensors | Enveloped]
 Encode = Callable[[Tensors, Signature, EncodeOptions], bytes | Answer]
 
 _INLINE_TENSOR_BYTES = MIB
@@ -52,8 +54,8 @@ class Formats:
     """
 
     adapter: Adapter
-    decode: Callable[[bytes], Tensors | Enveloped]
-    decode_inline: Callable[[bytes], Tensors | Enveloped]
+    decode: Decoder
+    decode_inline: Decoder
     decode_inline_bytes: int
     encode: Callable[[Tensors], bytes | Answer]
     encode_inline_bytes: int
@@ -103,7 +105,7 @@ class FormatTable:
         # Who says in the request what the answer shall be like gets it so, unless Accept names another format.
         enveloped_target, _ = choose_encoder(accept, DEFAULT_MEDIA_TYPE, source, outputs)
         try:
-            decode = _prepared(source.load().decode, adapter.prepare)
+            source_codec = source.load()
             target_codec = target.load()
             encode = _presented(target_codec.encode, adapter.present)
             encode_enveloped = _presented(enveloped_target.load().encode, adapter.present)
@@ -114,6 +116,7 @@ class FormatTable:
         inline = DecodeOptions(parameters, min(self._max_tensor_bytes, _INLINE_TENSOR_BYTES))
         options = EncodeOptions(settings.final_newline, None, adapter.model_name)
 
+        make_decoder: MakeDecoder = getattr(source_codec, "decoder", None) or _make_decoder(source_codec)
         each: EncodeEach | None = getattr(target_codec, "encode_each", None)
         if adapter.present is not None or adapter.answer_bytes is not None or not signature.batched:
             each = None
@@ -124,8 +127,8 @@ class FormatTable:
 
         return Formats(
             adapter,
-            lambda body: decode(body, signature, most),
-            lambda body: decode(body, signature, inline),
+            _prepared(make_decoder(signature, most), adapter.prepare),
+            _prepared(make_decoder(signature, inline), adapter.prepare),
             source.inline_bytes,
             lambda tensors: encode(tensors, signature, options),
             target.inline_bytes,
@@ -136,13 +139,18 @@ class FormatTable:
         )
 
 
-def _prepared(decode: Decode, prepare: Adapt | None) -> Decode:
+def _make_decoder(codec: Codec) -> MakeDecoder:
+    """For a codec that has nothing to look at ahead of the bodies."""
+    return lambda signature, options: lambda body: codec.decode(body, signature, options)
+
+
+def _prepared(decode: Decoder, prepare: Adapt | None) -> Decoder:
     """A decoder with what the adapter does behind it."""
     if prepare is None:
         return decode
 
-    def decode_and_prepare(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors | Enveloped:
-        decoded = decode(body, signature, options)
+    def decode_and_prepare(body: bytes) -> Tensors | Enveloped:
+        decoded = decode(body)
         if type(decoded) is Enveloped:
             return Enveloped(prepare(decoded.tensors), decoded.envelope)
         return prepare(cast(Tensors, decoded))
