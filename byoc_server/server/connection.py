@@ -121,7 +121,6 @@ class Connection(HttpToolsProtocol):
         if self.pipeline or self.transport.is_closing():
             super().on_response_complete()
         else:
-            self.server_state.total_requests += 1
             if self.flow.read_paused:
                 self.flow.resume_reading()
             self._await_request()
