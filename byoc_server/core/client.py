@@ -40,6 +40,35 @@ class ModelStatus:
         return self.error(self.reason)
 
 
+class Infer(Protocol):
+    """Runs one request."""
+
+    def __call__(
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Together | None = None,
+    ) -> Cancel:
+        """Begin it.
+
+        Args:
+            tensors: inputs that fit the model's own signature.
+            rows: records in them, as ``Signature.row_count`` counts.
+            reply: called once on the event loop with the model's own outputs or the error, unless cancelled before.
+            deadline_s: in seconds of the monotonic clock.
+            urgent: it goes before those that are not.
+            together: may be called in place of ``reply``, and of those of others with the same.
+
+        Raises:
+            Unavailable: the model is not loaded, or the request is refused at once.
+        """
+        ...
+
+
 class InferenceClient(Protocol):
     """Runs inferences. All methods are called on the event loop thread and return at once."""
 
@@ -57,29 +86,9 @@ class InferenceClient(Protocol):
         """
         ...
 
-    def infer(
-        self,
-        tensors: Tensors,
-        rows: int,
-        reply: Reply,
-        deadline_s: float,
-        *,
-        urgent: bool = False,
-        together: Together | None = None,
-    ) -> Cancel:
-        """Run one request.
-
-        Args:
-            tensors: inputs that fit the model's own signature.
-            rows: records in them, as ``Signature.row_count`` counts.
-            reply: called once on the event loop with the model's own outputs or the error, unless cancelled before.
-            deadline_s: in seconds of the monotonic clock.
-            urgent: it goes before those that are not.
-            together: may be called in place of ``reply``, and of those of others with the same.
-
-        Raises:
-            Unavailable: the model is not loaded, or the request is refused at once.
-        """
+    @property
+    def infer(self) -> Infer:
+        """Runs one request."""
         ...
 
 

@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable
 
 from byoc_server.batching.batcher import Batcher, Cancel
-from byoc_server.batching.collate import Infer
+from byoc_server.batching.collate import Infer as ModelInfer
 from byoc_server.batching.cost import CostModel
 from byoc_server.batching.device import DeviceScheduler
 from byoc_server.batching.policy import QueueLimits, Reply, Together
 from byoc_server.batching.worker_thread import WorkerThread
-from byoc_server.core.client import ModelState, ModelStatus
+from byoc_server.core.client import Infer, ModelState, ModelStatus
 from byoc_server.errors import GpuUnavailable, ModelLoadError, StartupError
 from byoc_server.models.adapter import Adapter
 from byoc_server.models.model import Model
@@ -55,6 +55,8 @@ class LocalClient:
         self._batcher: Batcher | None = None
         self._workers: list[WorkerThread] = []
         self._settled = asyncio.Event()
+        self.infer: Infer = self._refuse
+        """Runs one request; see ``InferenceClient.infer``. The batcher's own as soon as there is one: it is hot."""
 
     @property
     def status(self) -> ModelStatus:
@@ -80,21 +82,6 @@ class LocalClient:
         """How long the oldest batch has been running, in seconds; 0 when none runs."""
         return 0.0 if self._batcher is None else self._batcher.running_s
 
-    def infer(
-        self,
-        tensors: Tensors,
-        rows: int,
-        reply: Reply,
-        deadline_s: float,
-        *,
-        urgent: bool = False,
-        together: Together | None = None,
-    ) -> Cancel:
-        """Run one request. See ``InferenceClient.infer``."""
-        if self._batcher is None:
-            raise self._status.refusal()
-        return self._batcher.submit(tensors, rows, reply, deadline_s, urgent=urgent, together=together)
-
     def start(self) -> None:
         """Begin to load, on a daemon thread: a load that hangs must not keep the process from ending."""
         loop = asyncio.get_running_loop()
@@ -117,6 +104,19 @@ class LocalClient:
         if idle and self._model is not None:
             self._model.close()
         return idle
+
+    def _refuse(
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Together | None = None,
+    ) -> Cancel:
+        """See ``infer``; there is no model."""
+        raise self._status.refusal()
 
     def _load_and_tell(self, loop: asyncio.AbstractEventLoop) -> None:
         outcome: Model | StartupError
@@ -153,11 +153,12 @@ class LocalClient:
             DeviceScheduler(self._workers),
             self._max_queue_delay_s,
         )
+        self.infer = self._batcher.submit
         self._status = ModelStatus(ModelState.READY)
         logger.info("ready", extra={"event": "ready", **outcome.facts})
         self._on_ready()
 
-    def _watched(self, infer: Infer) -> Infer:
+    def _watched(self, infer: ModelInfer) -> ModelInfer:
         """The model's ``infer``; when it loses its GPU for good, the model is no longer ready."""
         loop = asyncio.get_running_loop()
 

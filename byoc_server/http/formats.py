@@ -49,6 +49,8 @@ class Formats:
         encode_inline_bytes: answers from larger tensors are not written on the event loop.
         encode_each: writes answers to several requests in one pass; ``None`` where the format cannot, or what clients
             see has still to be made of the outputs. See ``codecs.base.EncodeEach``.
+        row_count: see ``Signature.row_count``.
+        most_rows: of a request; the answer to more would take more than may be held.
         headers: of an answer.
         enveloped: writes the answer to a request that says how, with the bytes as above.
     """
@@ -60,6 +62,8 @@ class Formats:
     encode: Callable[[Tensors], bytes | Answer]
     encode_inline_bytes: int
     encode_each: Callable[[Tensors, Sequence[int]], list[bytes] | None] | None
+    row_count: Callable[[Tensors], int]
+    most_rows: int
     headers: tuple[Header, ...]
     enveloped: Callable[[Envelope, Tensors], bytes | Answer]
     enveloped_inline_bytes: int
@@ -133,6 +137,8 @@ class FormatTable:
             lambda tensors: encode(tensors, signature, options),
             target.inline_bytes,
             None if each is None else lambda tensors, counts: each(tensors, signature, options, counts),
+            adapter.model_signature.row_count,
+            self._max_tensor_bytes // max(1, adapter.model_signature.answer_record_bytes),
             self._dialect.entity_headers(name),
             enveloped,
             enveloped_target.inline_bytes,

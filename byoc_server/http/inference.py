@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +43,7 @@ from byoc_server.http.dialect import CUSTOM_ATTRIBUTES, INVOCATIONS, Dialect, He
 from byoc_server.http.formats import Formats, FormatTable
 from byoc_server.http.priority import is_urgent
 from byoc_server.http.responses import Header, Response
+from byoc_server.telemetry.request_ids import RequestId
 from byoc_server.telemetry.request_log import Record, RequestLog
 from byoc_server.types import Signature, Tensors, tensor_bytes
 
@@ -83,7 +82,7 @@ class _Request:
         head: Head,
         arrived_s: float,
         body_bytes: int,
-        request_id: str,
+        request_id: RequestId,
         reply: Callable[[Response], None],
     ) -> None:
         self.path = path
@@ -138,7 +137,7 @@ class InferencePath:
         self._time_to_infer_s = settings.request_timeout_s - answer_margin_s(settings.request_timeout_s)
         self._echo = settings.echo_custom_attributes
         self._max_tensor_bytes = settings.max_queue_mib * MIB
-        self._ids = _IdSource()
+        self._ids = request_log.ids
         self._loop = asyncio.get_running_loop()
         for entry in all_codecs():  # now, or the first request in each format pays for the import
             if not entry.library:
@@ -168,7 +167,8 @@ class InferencePath:
         Returns:
             Gives the request up; ``reply`` is not called after that.
         """
-        request = _Request(self, head, arrived_s, len(body), self._ids.of(head), reply)
+        request_id = _shortened(head.inference_id) if head.inference_id else self._ids.next()
+        request = _Request(self, head, arrived_s, len(body), request_id, reply)
         try:
             formats = self._formats.known(head.key) or self._formats.find(head.key, self._client.adapter)
             request.formats = formats
@@ -184,7 +184,8 @@ class InferencePath:
 
     def refuse(self, head: Head, arrived_s: float, error: ByocError, reply: Callable[[Response], None]) -> None:
         """Answer a request that never got to the model, e.g. because its body was too large."""
-        self._fail(_Request(self, head, arrived_s, 0, self._ids.of(head), reply), error)
+        request_id = _shortened(head.inference_id) if head.inference_id else self._ids.next()
+        self._fail(_Request(self, head, arrived_s, 0, request_id, reply), error)
 
     def _decode_inline(self, request: _Request, formats: Formats, body: bytes) -> None:
         """Decode a small body on the event loop, unless it stands for large tensors."""
@@ -215,11 +216,11 @@ class InferencePath:
             tensors, request.envelope = decoded
         else:
             tensors = cast(Tensors, decoded)
-        assert request.formats is not None
-        signature = request.formats.adapter.model_signature
-        rows = request.rows = signature.row_count(tensors)
-        if rows * signature.answer_record_bytes > self._max_tensor_bytes:
-            raise self._too_large_an_answer(rows, signature)
+        formats = request.formats
+        assert formats is not None
+        rows = request.rows = formats.row_count(tensors)
+        if rows > formats.most_rows:
+            raise self._too_large_an_answer(rows, formats.adapter.model_signature)
         attributes = request.head.custom_attributes
         urgent = attributes is not None and is_urgent(attributes)
         deadline_s = request.arrived_s + self._time_to_infer_s
@@ -313,8 +314,9 @@ class InferencePath:
             failed.__cause__ = error
             error = failed
         if error.status == 500:
-            logger.error("request %s failed", request.id, exc_info=error, extra={"event": "error", "id": request.id})
-            response = self._dialect.error_response(error, request_id=request.id)
+            request_id = self._ids.text(request.id)
+            logger.error("request %s failed", request_id, exc_info=error, extra={"event": "error", "id": request_id})
+            response = self._dialect.error_response(error, request_id=request_id)
         else:
             response = self._dialect.error_response(error)
         self._finish(request, response, error)
@@ -366,19 +368,9 @@ def answer_margin_s(timeout_s: float) -> float:
     return min(_LONGEST_MARGIN_S, _MARGIN * timeout_s)
 
 
-class _IdSource:
-    """Request ids: the client's own, else one that nothing else of this server gives out."""
-
-    _numbers = itertools.count(1)
-
-    def __init__(self) -> None:
-        self._prefix = f"{os.getpid():x}-{int(time.time()):x}-"
-
-    def of(self, head: Head) -> str:
-        """The id of a request; the client's is cut at the length the API allows."""
-        if head.inference_id:
-            return head.inference_id[:_INFERENCE_ID_LENGTH].decode("latin-1")
-        return f"{self._prefix}{next(self._numbers):x}"
+def _shortened(inference_id: bytes) -> str:
+    """A client's id of a request, cut at the length the API allows."""
+    return inference_id[:_INFERENCE_ID_LENGTH].decode("latin-1")
 
 
 def _encoded_each(formats: Formats, outputs: Tensors, counts: Sequence[int]) -> list[bytes] | None:

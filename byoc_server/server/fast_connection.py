@@ -100,6 +100,7 @@ class FastConnection(Connection):
         super().__init__(config, server_state, app_state, _loop)
         self._lane: FastLane = app_state[FAST_LANE]
         self._find_head = self._lane.heads.find
+        self._infer = self._lane.infer
         self._answer_heads = server_state.answer_heads
         self._fast = FastRequest(self)
         self._as_cycle = cast(RequestResponseCycle, self._fast)
@@ -140,7 +141,9 @@ class FastConnection(Connection):
         fast.keep_alive = fast.whole = True
         fast.response_complete = False
         self.cycle = self._as_cycle
-        self._submit(data[known.head_bytes :])
+        give_up = self._infer(known.head, fast.arrived_s, data[known.head_bytes :], self._answer)
+        if not fast.response_complete:
+            fast.give_up = give_up
 
     def on_message_begin(self) -> None:
         """Begin a head. The scope of ASGI is made once it is known to be needed."""
@@ -279,7 +282,7 @@ class FastConnection(Connection):
         if fast.head is None:
             self._answer(self._lane.answer_ping())
             return
-        give_up = self._lane.infer(fast.head, fast.arrived_s, body, self._answer)
+        give_up = self._infer(fast.head, fast.arrived_s, body, self._answer)
         if not fast.response_complete:
             fast.give_up = give_up
 

@@ -1,7 +1,7 @@
 """The request log: one line an invocation, never one for a ping, and never the body.
 
-It has its own writer because the logging module costs as much as a small inference: records of one turn of the event
-loop are formatted and written together.
+It has its own writer because the logging module costs as much as a small inference: what comes within some
+milliseconds is formatted and written together, once the answers are on their way.
 """
 
 from __future__ import annotations
@@ -18,19 +18,26 @@ import orjson
 
 from byoc_server.errors import ByocError
 from byoc_server.telemetry.logging import local_clock, timestamp
+from byoc_server.telemetry.request_ids import RequestId, RequestIds
 
 _FILE_PIECE_BYTES = 64 * 1024
 _FLUSH_RECORDS = 512
-"""Written at once when so many have gathered in one turn."""
-
+"""Written at once when so many have gathered."""
+_FLUSH_AFTER_S = 0.01
+"""What a process that is killed may not have written of what it answered."""
 
 _JSON_LINE = (
     b'{"time":"%b","level":"%b","event":"request","id":%b,"status":%d,"duration_ms":%.3f,'
     b'"rows":%d,"request_bytes":%d,"response_bytes":%d%b}\n'
 )
 """Filled in, which costs half of writing a dictionary; only texts of the client's need a JSON writer."""
+_COMMON_JSON_LINE = (
+    '{{"time":"{time}","level":"info","event":"request","id":"{prefix}%x","status":200,"duration_ms":%.3f,'
+    '"rows":%d,"request_bytes":%d,"response_bytes":%d}}\n'
+)
+"""That of a request that went well and has no id of its client's; time and prefix are filled in first, for many."""
 
-Record = tuple[str, int, float, int, int, int, ByocError | None]
+Record = tuple[RequestId, int, float, int, int, int, ByocError | None]
 """Request id, status, seconds from head to answer, rows (0 when refused before they were counted), bytes of the
 request's body, bytes of the answer's body, and what went wrong, if anything."""
 
@@ -42,6 +49,9 @@ class RequestLog:
         which: ``all``, ``errors`` or ``off``.
         log_format: ``json`` or ``text``.
         stream: binary, e.g. ``sys.stderr.buffer``.
+
+    Attributes:
+        ids: of requests that have none.
     """
 
     def __init__(self, which: str, log_format: str, stream: BinaryIO) -> None:
@@ -50,47 +60,83 @@ class RequestLog:
         self._is_json = log_format == "json"
         self._stream = stream
         self._piece_bytes = _largest_piece(stream)
-        self._records: list[Record] = []
+        self._gathered: list[tuple[float, Sequence[Record]]] = []
+        self._count = 0
         self._loop = asyncio.get_running_loop()
+        self.ids = RequestIds()
 
     def add(self, record: Record) -> None:
-        """Take a record; it is written at the end of this turn of the event loop."""
-        if self._off or (self._errors_only and record[1] < 400):
-            return
-        if not self._records:
-            self._loop.call_soon(self.flush)
-        self._records.append(record)
-        if len(self._records) >= _FLUSH_RECORDS:
-            self.flush()
+        """Take a record; it is written soon."""
+        if not self._errors_only or record[1] >= 400:
+            self._gather((record,))
 
     def extend(self, records: Sequence[Record]) -> None:
         """Take records of requests that went well."""
-        if self._off or self._errors_only:
+        if not self._errors_only:
+            self._gather(records)
+
+    def _gather(self, records: Sequence[Record]) -> None:
+        if self._off:
             return
-        if not self._records:
-            self._loop.call_soon(self.flush)
-        self._records += records
-        if len(self._records) >= _FLUSH_RECORDS:
+        if not self._gathered:
+            self._loop.call_later(_FLUSH_AFTER_S, self.flush)
+        self._gathered.append((time.time(), records))
+        self._count += len(records)
+        if self._count >= _FLUSH_RECORDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has gathered. All of it gets the time of the writing, which is within the same turn."""
-        if not self._records:
+        """Write what has gathered."""
+        if not self._gathered:
             return
-        records, self._records = self._records, []
-        now_s = time.time()
-        if self._is_json:
-            now = timestamp(now_s).encode()
-            lines = [_json_line(record, now) for record in records]
-        else:
-            clock = local_clock(now_s)
-            lines = [_text_line(record, clock) for record in records]
+        gathered, self._gathered, self._count = self._gathered, [], 0
+        lines_of = self._json_lines if self._is_json else self._text_lines
+        lines = [line for now_s, records in gathered for line in lines_of(now_s, records)]
         try:
             for piece in _pieces(lines, self._piece_bytes):
                 self._stream.write(piece)
                 self._stream.flush()
         except (OSError, ValueError):  # nobody reads the log any more; requests are served all the same
             self._off = True
+
+    def _json_lines(self, now_s: float, records: Sequence[Record]) -> list[bytes]:
+        now = timestamp(now_s)
+        common = _COMMON_JSON_LINE.format(time=now, prefix=self.ids.prefix).encode()
+        return [
+            common % (number, duration_s * 1000, rows, request_bytes, response_bytes)
+            if status == 200 and type(number) is int
+            else self._json_line((number, status, duration_s, rows, request_bytes, response_bytes, error), now)
+            for number, status, duration_s, rows, request_bytes, response_bytes, error in records
+        ]
+
+    def _json_line(self, record: Record, now: str) -> bytes:
+        request_id, status, duration_s, rows, request_bytes, response_bytes, error = record
+        reason = b""
+        if error is not None:
+            reason = b',"code":%b,"message":%b' % (orjson.dumps(error.code), orjson.dumps(error.message))
+        return _JSON_LINE % (
+            now.encode(),
+            _level(status).encode(),
+            orjson.dumps(self.ids.text(request_id)),
+            status,
+            duration_s * 1000,
+            rows,
+            request_bytes,
+            response_bytes,
+            reason,
+        )
+
+    def _text_lines(self, now_s: float, records: Sequence[Record]) -> list[bytes]:
+        clock = local_clock(now_s)
+        return [self._text_line(record, clock) for record in records]
+
+    def _text_line(self, record: Record, clock: str) -> bytes:
+        request_id, status, duration_s, rows, request_bytes, response_bytes, error = record
+        reason = f" {error.code}: {error.message!a}" if error is not None else ""
+        return (
+            f"{clock} {_level(status):<7} request {status} {duration_s * 1000:.1f} ms rows={rows} "
+            f"in={request_bytes} B out={response_bytes} B id={self.ids.text(request_id)!a}{reason}\n"
+        ).encode()
 
 
 def _largest_piece(stream: BinaryIO) -> int:
@@ -107,41 +153,18 @@ def _largest_piece(stream: BinaryIO) -> int:
 
 def _pieces(lines: Sequence[bytes], most_bytes: int) -> Iterator[bytes]:
     """Join lines to pieces of so many bytes, or of one line."""
+    sizes = list(map(len, lines))
+    if sum(sizes) <= most_bytes:
+        yield b"".join(lines)
+        return
     start, size = 0, 0
-    for end, line in enumerate(lines):
-        if size + len(line) > most_bytes and size:
+    for end, line_bytes in enumerate(sizes):
+        if size + line_bytes > most_bytes and size:
             yield b"".join(lines[start:end])
             start, size = end, 0
-        size += len(line)
+        size += line_bytes
     yield b"".join(lines[start:])
 
 
-def _level(status: int) -> bytes:
-    return b"info" if status < 400 else b"warning" if status < 500 else b"error"
-
-
-def _json_line(record: Record, now: bytes) -> bytes:
-    request_id, status, duration_s, rows, request_bytes, response_bytes, error = record
-    reason = b""
-    if error is not None:
-        reason = b',"code":%b,"message":%b' % (orjson.dumps(error.code), orjson.dumps(error.message))
-    return _JSON_LINE % (
-        now,
-        _level(status),
-        orjson.dumps(request_id),
-        status,
-        duration_s * 1000,
-        rows,
-        request_bytes,
-        response_bytes,
-        reason,
-    )
-
-
-def _text_line(record: Record, now: str) -> bytes:
-    request_id, status, duration_s, rows, request_bytes, response_bytes, error = record
-    reason = f" {error.code}: {error.message!a}" if error is not None else ""
-    return (
-        f"{now} {_level(status).decode():<7} request {status} {duration_s * 1000:.1f} ms rows={rows} "
-        f"in={request_bytes} B out={response_bytes} B id={request_id!a}{reason}\n"
-    ).encode()
+def _level(status: int) -> str:
+    return "info" if status < 400 else "warning" if status < 500 else "error"

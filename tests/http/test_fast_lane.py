@@ -33,7 +33,8 @@ def test_its_requests_go_the_one_way(tmp_path: Path) -> None:
     async def ask() -> list[Response]:
         client = LocalClient(lambda: load_model(model, EngineOptions(threads=1), 1), 100, 2**20, print)
         with ThreadPoolExecutor(1) as threads:
-            path = InferencePath(client, Settings(), threads, RequestLog("all", "json", log))
+            request_log = RequestLog("all", "json", log)
+            path = InferencePath(client, Settings(), threads, request_log)
             lane = FastLane(path, PingEndpoint(client, lambda: True))
             answers = [lane.answer_ping()]
             client.start()
@@ -45,7 +46,7 @@ def test_its_requests_go_the_one_way(tmp_path: Path) -> None:
             lane.infer(head, time.monotonic(), b'{"instances": [[1, 2]]}', answer.set_result)
             answers.append(await asyncio.wait_for(answer, 30))
             lane.end(head, time.monotonic(), answers.append)
-            await asyncio.sleep(0)
+            request_log.flush()
             client.close()
         return answers
 

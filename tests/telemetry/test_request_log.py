@@ -36,7 +36,7 @@ def written(which: str, log_format: str, *records: Record) -> list[str]:
         request_log = RequestLog(which, log_format, stream)
         for record in records:
             request_log.add(record)
-        await asyncio.sleep(0)
+        request_log.flush()
 
     asyncio.run(log())
     return stream.getvalue().decode().splitlines()
@@ -59,6 +59,59 @@ def test_json_lines() -> None:
     assert (bad["level"], bad["code"], bad["message"]) == ("warning", "invalid_payload", "line 1\nis not\x1b[31m JSON")
 
 
+def test_a_line_is_written_soon_with_the_time_of_its_request() -> None:
+    """Checklist 94: without another request, and each with a time of its own."""
+    stream = io.BytesIO()
+
+    async def log() -> None:
+        request_log = RequestLog("all", "json", stream)
+        request_log.add(GOOD)
+        await asyncio.sleep(0.002)
+        request_log.extend([GOOD, GOOD])
+        assert not stream.getvalue()
+        async with asyncio.timeout(30):
+            while not stream.getvalue():
+                await asyncio.sleep(0.001)
+
+    asyncio.run(log())
+    first, *others = [json.loads(line)["time"] for line in stream.getvalue().splitlines()]
+    assert len({*others}) == 1
+    assert first < others[0]
+
+
+@pytest.mark.parametrize(("log_format", "shown"), [("json", '"id":"%s"'), ("text", "id='%s'")])
+@pytest.mark.parametrize("status", [200, 503])
+def test_a_request_without_an_id_gets_one(log_format: str, shown: str, status: int) -> None:
+    """Checklist 45: the same in the log and in the answer."""
+    stream = io.BytesIO()
+
+    async def log() -> tuple[str, str]:
+        request_log = RequestLog("all", log_format, stream)
+        numbers = request_log.ids.next(), request_log.ids.next()
+        request_log.extend([(number, status, *GOOD[2:]) for number in numbers])
+        request_log.flush()
+        first, second = (request_log.ids.text(number) for number in numbers)
+        return first, second
+
+    ids = asyncio.run(log())
+    assert ids[0] != ids[1]
+    lines = stream.getvalue().decode().splitlines()
+    assert all(shown % request_id in line for request_id, line in zip(ids, lines, strict=True))
+
+
+@pytest.mark.parametrize(("which", "lines"), [("all", 2), ("errors", 0), ("off", 0)])
+def test_what_is_logged_of_requests_that_went_well(which: str, lines: int) -> None:
+    stream = io.BytesIO()
+
+    async def log() -> None:
+        request_log = RequestLog(which, "json", stream)
+        request_log.extend([GOOD, GOOD])
+        request_log.flush()
+
+    asyncio.run(log())
+    assert stream.getvalue().count(b"\n") == lines
+
+
 def test_text_lines_cannot_be_forged() -> None:
     """Checklist 94: one event a line, whatever a client writes into its id or its body."""
     good, bad, broken = written("all", "text", GOOD, BAD, BROKEN)
@@ -73,7 +126,7 @@ def test_what_is_logged(which: str, statuses: list[int]) -> None:
     assert [json.loads(line)["status"] for line in written(which, "json", GOOD, BAD, BROKEN)] == statuses
 
 
-def test_many_records_of_one_turn() -> None:
+def test_many_records() -> None:
     """Checklist 94."""
     assert len(written("all", "json", *[GOOD] * 2000)) == 2000
 
@@ -93,7 +146,7 @@ def test_writes_are_small_enough_to_stay_whole() -> None:
             request_log.add((f"id-{number}", *GOOD[1:]))
         request_log.add(("x" * 5000, *GOOD[1:]))
         request_log.add(GOOD)
-        await asyncio.sleep(0)
+        request_log.flush()
 
     asyncio.run(log())
     assert all(piece.endswith(b"\n") for piece in pieces)
@@ -103,7 +156,7 @@ def test_writes_are_small_enough_to_stay_whole() -> None:
     assert len(pieces) < 100
 
 
-def test_a_file_takes_the_records_of_one_turn_at_once(tmp_path: Path) -> None:
+def test_a_file_takes_what_has_gathered_at_once(tmp_path: Path) -> None:
     writes: list[int] = []
 
     class File(io.FileIO):
@@ -115,7 +168,7 @@ def test_a_file_takes_the_records_of_one_turn_at_once(tmp_path: Path) -> None:
         request_log = RequestLog("all", "json", stream)
         for _ in range(100):
             request_log.add(GOOD)
-        await asyncio.sleep(0)
+        request_log.flush()
 
     with File(tmp_path / "log", "w") as stream:
         asyncio.run(log(stream))
@@ -130,7 +183,7 @@ def test_a_log_nobody_reads_does_not_stop_the_server() -> None:
         request_log = RequestLog("all", "json", Closed())
         for _ in range(2):
             request_log.add(GOOD)
-            await asyncio.sleep(0)
+            request_log.flush()
 
     asyncio.run(log())
 
