@@ -21,7 +21,7 @@ import csv
 import io
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain, zip_longest
 from typing import Any, cast
@@ -48,14 +48,23 @@ _FEW_BYTES = 4096
 
 def decode(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
     """Read one record a line. See ``Codec.decode``."""
+    return decoder(signature, options)(body)
+
+
+def decoder(signature: Signature, options: DecodeOptions) -> Callable[[bytes], Tensors]:
+    """Read one record a line, again and again. See ``MakeDecoder``."""
     dialect = _parameters(options)
-    if len(body) > _FEW_BYTES:
-        tensors = _plain_numbers(body, signature, dialect)
-    elif dialect.has_header or dialect.label_columns:
+    few_numbers = None if dialect.has_header or dialect.label_columns else _few_numbers(signature)
+
+    def read(body: bytes) -> Tensors:
         tensors = None
-    else:
-        tensors = _few_numbers(body, signature)
-    return read_rows(body, signature, dialect) if tensors is None else tensors
+        if len(body) > _FEW_BYTES:
+            tensors = _plain_numbers(body, signature, dialect)
+        elif few_numbers is not None:
+            tensors = few_numbers(body)
+        return read_rows(body, signature, dialect) if tensors is None else tensors
+
+    return read
 
 
 def _parameters(options: DecodeOptions) -> Dialect:
@@ -82,26 +91,36 @@ def _parameters(options: DecodeOptions) -> Dialect:
     return Dialect(header == "present", int(label_size), charset)
 
 
-def _few_numbers(body: bytes, signature: Signature) -> Tensors | None:
-    """Read a short body of plain numbers for one float input; ``None`` if it is anything else, right or wrong."""
+def _few_numbers(signature: Signature) -> Callable[[bytes], Tensors | None] | None:
+    """What reads a short body of plain numbers for one float input, and gives ``None`` if it is anything else.
+
+    ``None`` for other models.
+    """
     spec = signature.sole_input
-    if spec is None or spec.dtype.kind != "f" or not signature.batched or b"u" in body or b"s" in body:
-        return None  # with those letters there may be true or false among the numbers, which would count as such
-    lines = body.splitlines()
-    width = flat_shape(spec, signature)
-    if width == -1 and lines:
-        width = lines[0].count(b",") + 1
-    if not width or {line.count(b",") for line in lines} != {width - 1}:
+    width = None if spec is None else flat_shape(spec, signature)
+    if spec is None or not width or spec.dtype.kind != "f" or not signature.batched:
         return None
-    try:
-        values = orjson.loads(b"[%b]" % b",".join(lines))
-        if not -_LIMIT < min(values) <= max(values) < _LIMIT:
+
+    def read(body: bytes) -> Tensors | None:
+        if b"u" in body or b"s" in body:  # there may be true or false among the numbers, which would count as such
             return None
-        array = np.empty((len(lines), width), spec.dtype)
-        _packer(spec.dtype.char, array.size).pack_into(array.data, 0, *values)
-    except (ValueError, TypeError, OverflowError, struct.error):
-        return None
-    return {spec.name: reshaped(array, spec, signature)}
+        lines = body.splitlines()
+        if not lines:
+            return None
+        columns = lines[0].count(b",") + 1
+        if width not in (columns, -1) or (len(lines) > 1 and {line.count(b",") for line in lines} != {columns - 1}):
+            return None
+        try:
+            values = orjson.loads(b"[%b]" % b",".join(lines))
+            if not -_LIMIT < min(values) <= max(values) < _LIMIT:
+                return None
+            array = np.empty((len(lines), columns), spec.dtype)
+            _packer(spec.dtype.char, array.size).pack_into(array.data, 0, *values)
+        except (ValueError, TypeError, OverflowError, struct.error):
+            return None
+        return {spec.name: reshaped(array, spec, signature)}
+
+    return read
 
 
 @cache
