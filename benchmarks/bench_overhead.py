@@ -4,6 +4,8 @@ The model is a perceptron of 16-64-64-3 units, whose inference takes microsecond
 server runs with its default settings (request log on, written to a file) and one inference thread. The echo reads the
 body and answers as many bytes as the server does; it is the cheapest ASGI application there can be.
 
+JSON at 64 connections goes to a server in the split topology, too: one process for HTTP, one that runs the model.
+
 Both servers run at the same time on one core, the load generator on another. Each round loads one, then the other,
 the next round the other way round. CPU time is user and system time of all processes of the server, from /proc,
 divided by the requests answered. Figures are medians over the rounds; ratios are medians of the ratios of each round.
@@ -28,7 +30,8 @@ from benchmarks import models, wrk
 from benchmarks.processes import Server, byoc_command, echo_command, serving, two_cores
 from benchmarks.report import Goal, Report, Row, median_ratio, progress, run
 
-_JSON_CPU_GOAL, _NPY_CPU_GOAL, _P50_GOAL, _TAIL_GOAL = 0.60, 0.55, 1.3, 3.0
+_JSON_CPU_GOAL, _NPY_CPU_GOAL, _P50_GOAL, _TAIL_GOAL, _SPLIT_CPU_GOAL = 0.60, 0.55, 1.3, 3.0, 0.80
+_SPLIT = ("--topology", "split", "--workers", "1", "--core-processes", "1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +76,27 @@ def measure(quick: bool) -> Report:
     rows: list[Row] = []
     rounds: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        command = byoc_command("--threads", "1", "--model", str(models.mlp(Path(folder) / "mlp.onnx", models.TINY_MLP)))
-        for media_type in plan.media_types:
+        model_path = models.mlp(Path(folder) / "mlp.onnx", models.TINY_MLP)
+        inline = byoc_command("--threads", "1", "--model", str(model_path))
+        loads = [("inline", inline, media_type, plan.connections) for media_type in plan.media_types]
+        loads.append(("split", [*inline, *_SPLIT], "application/json", (64,)))
+        for topology, command, media_type, all_connections in loads:
             request = wrk.Request(media_type, make_body(media_type))
             with serving(command, {server_core}) as server:
                 answer_bytes = len(_answer(server.port, request))
                 with serving(echo_command(answer_bytes), {server_core}) as echo:
                     for one in (echo, server):
-                        wrk.load(one.port, request, max(plan.connections), plan.warm_up_s, load_core)
-                    for connections in plan.connections:
-                        progress(f"{media_type}, {connections} connections")
+                        wrk.load(one.port, request, max(all_connections), plan.warm_up_s, load_core)
+                    for connections in all_connections:
+                        progress(f"{topology}, {media_type}, {connections} connections")
                         samples = _alternate([echo, server], request, connections, plan, load_core)
-                        rows.append(_row(media_type, connections, *samples))
-                        rounds += _rounds(media_type, connections, *samples)
+                        load: Row = {
+                            "topology": topology,
+                            "format": media_type.removeprefix("application/"),
+                            "connections": connections,
+                        }
+                        rows.append({**load, **_figures(*samples)})
+                        rounds += [{**load, **figures} for figures in _rounds(*samples)]
     settings: Row = {
         "model": "MLP " + "-".join(map(str, models.TINY_MLP)),
         "records_per_request": 1,
@@ -124,8 +135,8 @@ def _sample(server: Server, request: wrk.Request, connections: int, round_s: int
     return _Sample(cpu_us, load.p50_s * 1e6, load.p99_s * 1e6, load.requests_per_s)
 
 
-def _row(media_type: str, connections: int, echo: Sequence[_Sample], server: Sequence[_Sample]) -> Row:
-    row: dict[str, object] = {"format": media_type.removeprefix("application/"), "connections": connections}
+def _figures(echo: Sequence[_Sample], server: Sequence[_Sample]) -> Row:
+    row: dict[str, object] = {}
     for name in ("cpu_us", "p50_us", "p99_us"):
         ours, theirs = ([getattr(sample, name) for sample in samples] for samples in (server, echo))
         row[name] = float(statistics.median(ours))
@@ -136,11 +147,9 @@ def _row(media_type: str, connections: int, echo: Sequence[_Sample], server: Seq
     return row
 
 
-def _rounds(media_type: str, connections: int, echo: Sequence[_Sample], server: Sequence[_Sample]) -> list[Row]:
+def _rounds(echo: Sequence[_Sample], server: Sequence[_Sample]) -> list[Row]:
     return [
         {
-            "format": media_type,
-            "connections": connections,
             "cpu_us": ours.cpu_us,
             "echo_cpu_us": theirs.cpu_us,
             "p50_us": ours.p50_us,
@@ -152,12 +161,18 @@ def _rounds(media_type: str, connections: int, echo: Sequence[_Sample], server: 
 
 def _goals(rows: Sequence[Row]) -> list[Goal]:
     """Those whose load was measured; a quick run measures few."""
-    figures = {(row["format"], row["connections"]): row for row in rows}
+    figures = {(row["topology"], row["format"], row["connections"]): row for row in rows}
     wanted = [
-        ("CPU time per JSON request at 64 connections / echo's", ("json", 64), "cpu_ratio", _JSON_CPU_GOAL),
-        ("CPU time per NumPy request at 64 connections / echo's", ("x-npy", 64), "cpu_ratio", _NPY_CPU_GOAL),
-        ("p50 of JSON at 1 connection / echo's", ("json", 1), "p50_ratio", _P50_GOAL),
-        ("p99 / p50 of JSON at 256 connections", ("json", 256), "tail_ratio", _TAIL_GOAL),
+        ("CPU time per JSON request at 64 connections / echo's", ("inline", "json", 64), "cpu_ratio", _JSON_CPU_GOAL),
+        ("CPU time per NumPy request at 64 connections / echo's", ("inline", "x-npy", 64), "cpu_ratio", _NPY_CPU_GOAL),
+        ("p50 of JSON at 1 connection / echo's", ("inline", "json", 1), "p50_ratio", _P50_GOAL),
+        ("p99 / p50 of JSON at 256 connections", ("inline", "json", 256), "tail_ratio", _TAIL_GOAL),
+        (
+            "CPU time per JSON request at 64 connections, all processes of the split topology / echo's",
+            ("split", "json", 64),
+            "cpu_ratio",
+            _SPLIT_CPU_GOAL,
+        ),
     ]
     goals = []
     for text, load, figure, bound in wanted:
