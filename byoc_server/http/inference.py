@@ -212,10 +212,10 @@ class InferencePath:
         self._offload(request, work, self._infer)
 
     def _infer(self, request: _Request, decoded: Tensors | Enveloped) -> None:
-        if type(decoded) is Enveloped:
+        if isinstance(decoded, Enveloped):
             tensors, request.envelope = decoded
         else:
-            tensors = cast(Tensors, decoded)
+            tensors = decoded
         formats = request.formats
         assert formats is not None
         rows = request.rows = formats.row_count(tensors)

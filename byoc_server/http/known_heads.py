@@ -19,6 +19,7 @@ _MOST_HEADS = 256
 """Clients use a handful, an attacker gets no more."""
 _LARGEST_HEAD_BYTES = 2048
 _END = b"\r\n\r\n"
+_END_BYTES = len(_END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class KnownHeads:
 
     def find(self, data: bytes) -> KnownHead | None:
         """What is known of a read that begins a message; ``None`` unless it is one whole message with a known head."""
-        known = self._known.get(data[: data.find(_END) + len(_END)])
+        known = self._known.get(data[: data.find(_END) + _END_BYTES])
         return known if known is not None and known.message_bytes == len(data) else None
 
     def remember(self, data: bytes, head: Head, body_bytes: int) -> None:
@@ -55,7 +56,7 @@ class KnownHeads:
         if size > _LARGEST_HEAD_BYTES:
             return
         key = data[:size]
-        if key.find(_END) + len(_END) != size or key.count(b"\n") != key.count(b"\r\n"):
+        if key.find(_END) + _END_BYTES != size or key.count(b"\n") != key.count(b"\r\n"):
             return
         if len(self._known) >= _MOST_HEADS:
             self._known.clear()
