@@ -13,7 +13,7 @@ from byoc_server.core.handshake import Meeting
 from byoc_server.core.service import CoreService
 from byoc_server.errors import StartupError
 from byoc_server.server.uvicorn import exit_now
-from byoc_server.server.worker import local_client, model_loader, tune_interpreter
+from byoc_server.server.worker import local_client, model_loader, tune_process
 from byoc_server.server.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ async def run_core(
     if workers.gpus:  # before any library of CUDA is loaded
         os.environ["CUDA_VISIBLE_DEVICES"] = workers.gpus[index % len(workers.gpus)]
     load = model_loader(settings, model_path, workers.threads)
-    client = local_client(settings, load, on_failure, tune_interpreter)
+    client = local_client(settings, load, on_failure, tune_process)
     service = CoreService(
         client,
         meeting.listeners[index],

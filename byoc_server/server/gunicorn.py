@@ -40,7 +40,7 @@ from byoc_server.server.listener import BACKLOG
 from byoc_server.server.readiness import ReadinessBoard
 from byoc_server.server.roster import Kind, Role, Roster
 from byoc_server.server.uvicorn import exit_now
-from byoc_server.server.worker import local_client, model_loader, tune_interpreter, uvicorn_config
+from byoc_server.server.worker import local_client, model_loader, tune_process, uvicorn_config
 from byoc_server.server.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # gunicorn ships no types
             server.fail(error)
 
         def ready() -> None:
-            tune_interpreter()
+            tune_process()
             board.set_ready(self.age)
 
         def open_client() -> ManagedClient:

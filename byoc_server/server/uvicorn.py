@@ -12,7 +12,7 @@ from pathlib import Path
 from byoc_server.config import Settings
 from byoc_server.http.app import App
 from byoc_server.server.draining import DrainingServer
-from byoc_server.server.worker import local_client, model_loader, tune_interpreter, uvicorn_config
+from byoc_server.server.worker import local_client, model_loader, tune_process, uvicorn_config
 from byoc_server.server.workers import Workers
 
 _PID_1 = 1
@@ -34,7 +34,7 @@ def run(settings: Settings, workers: Workers, model_path: Path, listener: socket
     config = uvicorn_config(settings)
     server = DrainingServer(config)
     load = model_loader(settings, model_path, workers.threads)
-    app = config.app = App(settings, lambda: local_client(settings, load, server.fail, tune_interpreter))
+    app = config.app = App(settings, lambda: local_client(settings, load, server.fail, tune_process))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[listener]))
     if server.failure is not None:

@@ -21,6 +21,7 @@ from byoc_server.device.runtime import GPU_PACKAGE, installed_runtime
 from byoc_server.engines.base import EngineOptions, GpuOptions
 from byoc_server.errors import StartupError
 from byoc_server.models.model import Model, load_model
+from byoc_server.server.allocator import keep_freed_memory
 from byoc_server.server.connection import Connection
 from byoc_server.server.entrypoint import confirm
 from byoc_server.server.fast_connection import TESTED_UVICORNS, FastConnection
@@ -103,19 +104,22 @@ def _gpus(settings: Settings, environ: Mapping[str, str], root: Path) -> tuple[s
     return gpus
 
 
-def tune_interpreter() -> None:
-    """Fit the interpreter to serving, once everything that lives as long as the server is there.
+def tune_process() -> None:
+    """Fit the process to serving, once everything that lives as long as the server is there.
 
     Serving makes no reference cycles, so the default of a garbage collection every 700 new objects only costs time: a
     tenth of a small request, and tens of milliseconds at the worst percentile whenever all modules are walked through.
 
     A worker thread that comes back from the engine waits for the event loop to let go of the interpreter, by default
     up to 5 ms: as long as many a batch.
+
+    Large bodies find the memory of those before them, see ``allocator``.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    keep_freed_memory()
 
 
 def connection_class(settings: Settings, uvicorn_version: str) -> type[Connection]:
