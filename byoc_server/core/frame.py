@@ -2,10 +2,10 @@
 
 ::
 
-    header, 40 bytes, little-endian                       payload
-    payload bytes u64 | kind u8 | flags u8 | model u16 |   descriptor of the tensors (see ``layout``), then their data,
-    rows u32 | id u64 | deadline f64 | descriptor bytes    or where it lies in shared memory; or JSON
-    u32 | four bytes of nothing
+    header, 40 bytes, little-endian                        payload
+    payload bytes u64 | kind u8 | flags u8 | model u16 |   JSON or nothing; of tensors see ``tensor_frame``
+    rows u32 | id u64 | deadline f64 |
+    descriptor bytes u32 | count u32
 
 Every part of a payload is filled up to eight bytes, so that each array lies aligned in what was read. Both ends are
 processes of one server, of one version: there is nothing to negotiate, and a frame that makes no sense ends the
@@ -17,26 +17,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from struct import Struct
 
-HEADER = Struct("<QBBHIQdI4x")
+HEADER = Struct("<QBBHIQdII")
 ALIGNMENT_BYTES = 8
 
 URGENT = 1
-"""Flag of ``Kind.INFER``: it goes before requests that are not urgent."""
+"""Flag of ``Kind.INFER``: they go before requests that are not urgent."""
 SHARED = 2
 """Flag of ``Kind.INFER`` and ``Kind.OUTPUTS``: the data lies in the sender's shared memory, the payload says where."""
 
 
 class Kind:
-    """What a frame is, in one byte. The id is that of the request, but for ``FREE``."""
+    """What a frame is, in one byte. The id is that of the request, with tensors of the first one."""
 
     STATUS = 1
     """Core to front: state of the model as JSON, whenever it changes."""
     INFER = 2
-    """Front to core: the inputs of one request."""
+    """Front to core: the inputs of requests."""
     OUTPUTS = 3
-    """Core to front: its outputs."""
+    """Core to front: their outputs."""
     ERROR = 4
-    """Core to front: why there are none, as JSON."""
+    """Core to front: why a request has none, as JSON."""
     CANCEL = 5
     """Front to core: nobody waits for this request any more; it gets no answer."""
     FREE = 6
@@ -47,23 +47,15 @@ class FrameError(Exception):
     """The peer has sent what cannot be a frame."""
 
 
-Frame = tuple[int, int, int, int, int, float, bytes, int, int]
-"""Kind, flags, rows, descriptor bytes, id, deadline in seconds, and the payload: bytes that hold it, its begin, its
-end."""
+Frame = tuple[int, int, int, int, float, int, int, bytes, int, int]
+"""Kind, flags, rows of a request, id, deadline in seconds, descriptor bytes, count of requests, and the payload: bytes
+that hold it, its begin, its end."""
 
 
 def frame(kind: int, payload: bytes = b"", number: int = 0) -> bytes:
     """A frame without tensors."""
     payload += bytes(-len(payload) % ALIGNMENT_BYTES)
-    return HEADER.pack(len(payload), kind, 0, 0, 0, number, 0.0, 0) + payload
-
-
-def tensor_frame(
-    kind: int, flags: int, rows: int, number: int, deadline_s: float, descriptor: bytes, data: bytes
-) -> bytes:
-    """A frame with tensors. Descriptor and data fill whole units of eight bytes each."""
-    size = len(descriptor) + len(data)
-    return HEADER.pack(size, kind, flags, 0, rows, number, deadline_s, len(descriptor)) + descriptor + data
+    return HEADER.pack(len(payload), kind, 0, 0, 0, number, 0.0, 0, 0) + payload
 
 
 class FrameReader:
@@ -90,7 +82,8 @@ class FrameReader:
         begin, size = 0, len(data)
         needed_bytes = HEADER.size
         while size - begin >= HEADER.size:
-            payload_bytes, kind, flags, _, rows, number, deadline_s, descriptor_bytes = HEADER.unpack_from(data, begin)
+            header = HEADER.unpack_from(data, begin)
+            payload_bytes, kind, flags, _, rows, number, deadline_s, descriptor_bytes, count = header
             if payload_bytes % ALIGNMENT_BYTES or descriptor_bytes > payload_bytes:
                 raise FrameError(f"a header with {payload_bytes} bytes of payload, {descriptor_bytes} of descriptor")
             payload = begin + HEADER.size
@@ -98,7 +91,7 @@ class FrameReader:
             if end > size:
                 needed_bytes = end - begin
                 break
-            yield kind, flags, rows, descriptor_bytes, number, deadline_s, data, payload, end
+            yield kind, flags, rows, number, deadline_s, descriptor_bytes, count, data, payload, end
             begin = end
         if begin < size:
             self._chunks.append(data[begin:] if begin else data)

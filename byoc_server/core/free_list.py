@@ -20,10 +20,10 @@ class FreeList:
     """
 
     def __init__(self, size: int) -> None:
+        self._size = size
         self._free: list[tuple[int, int]] = [(0, size)] if size else []  # begin and length, in ascending order
         self._used: dict[int, int] = {}
-        self.used_end = 0
-        """No place in use has ever ended behind this, since nothing was in use."""
+        self._high_water = 0
 
     def __len__(self) -> int:
         """How many places are in use."""
@@ -39,7 +39,7 @@ class FreeList:
                 else:
                     self._free[index] = begin + size, length - size
                 self._used[begin] = size
-                self.used_end = max(self.used_end, begin + size)
+                self._high_water = max(self._high_water, begin + size)
                 return begin
         return None
 
@@ -58,5 +58,10 @@ class FreeList:
             begin, before = self._free.pop(index)
             length += before
         self._free.insert(index, (begin, length))
-        if not self._used:
-            self.used_end = 0
+
+    def take_high_water(self) -> int:
+        """Where the last place ended of all that were in use since this was asked before."""
+        high_water = self._high_water
+        begin, length = self._free[-1] if self._free else (0, 0)
+        self._high_water = begin if begin + length == self._size else self._size
+        return high_water

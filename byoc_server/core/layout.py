@@ -23,6 +23,9 @@ from byoc_server.types import STRING, Array, Tensors
 
 K = TypeVar("K")
 
+_Sized = tuple[np.dtype[np.generic], tuple[int, ...], int]
+"""Dtype, shape and size in bytes of a tensor."""
+
 _DTYPES = (*map(np.dtype, ("?", "b", "B", "h", "H", "i", "I", "q", "Q", "e", "f", "d")), STRING)
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 _TENSOR = struct.Struct("<BBxxxxxx")
@@ -39,15 +42,16 @@ class Plan:
         descriptor: as it is sent.
         tensors: dtype, shape, and size in bytes (0 for strings), in the order of the names.
         nbytes: of the data together, each tensor filled up to eight bytes; ``None`` if there are strings.
-        spread_bytes: the same with each tensor filled up to the unit of shared memory.
+        spread_bytes: the same with each tensor filled up to the unit of shared memory; 0 if there are strings, which
+            cannot lie there.
         sole: dtype, shape and size of the one tensor of a model with one, unless it is of strings; else ``None``.
     """
 
     descriptor: bytes
-    tensors: tuple[tuple[np.dtype[np.generic], tuple[int, ...], int], ...]
+    tensors: tuple[_Sized, ...]
     nbytes: int | None
     spread_bytes: int
-    sole: tuple[np.dtype[np.generic], tuple[int, ...], int] | None
+    sole: _Sized | None
 
 
 class TensorLayout:
@@ -105,27 +109,43 @@ class TensorLayout:
             pieces += [data, bytes(-len(data) % ALIGNMENT_BYTES)]
         return b"".join(pieces)
 
-    def tensors(self, plan: Plan, buffer: bytes, begin: int, end: int) -> Tensors:
-        """The tensors whose data lie in a buffer, as views of it but for strings.
+    def read(self, plan: Plan, count: int, buffer: bytes, begin: int, end: int) -> list[Tensors]:
+        """The tensors of so many requests, whose data lie one behind the other: views of them but for strings.
 
         Raises:
             FrameError: the data do not fit the plan.
         """
-        if plan.sole is not None:
-            dtype, shape, nbytes = plan.sole
-            if begin + nbytes > end:
-                raise FrameError("tensors that reach behind their frame")
-            return {self._names[0]: np.ndarray(shape, dtype, buffer, begin)}
-        tensors: Tensors = {}
-        for name, (dtype, shape, nbytes) in zip(self._names, plan.tensors, strict=True):
-            if dtype == STRING:
-                tensors[name], begin = _read_text(shape, buffer, begin, end)
-                continue
-            if begin + nbytes > end:
-                raise FrameError("tensors that reach behind their frame")
-            tensors[name] = np.ndarray(shape, dtype, buffer, begin)
-            begin += nbytes + -nbytes % ALIGNMENT_BYTES
-        return tensors
+        nbytes, sole = plan.nbytes, plan.sole
+        if nbytes is None:
+            return self._read_one_by_one(plan, count, buffer, begin, end)
+        if begin + count * nbytes > end:
+            raise FrameError("tensors that reach behind their frame")
+        if sole is not None:
+            name = self._names[0]
+            if count == 1:
+                return [{name: np.ndarray(sole[1], sole[0], buffer, begin)}]
+            return [{name: array} for array in _views(sole, count, nbytes, buffer, begin)]
+        columns = []
+        for tensor in plan.tensors:
+            columns.append(_views(tensor, count, nbytes, buffer, begin))
+            begin += _filled(tensor[2])
+        return [dict(zip(self._names, arrays, strict=True)) for arrays in zip(*columns, strict=True)]
+
+    def _read_one_by_one(self, plan: Plan, count: int, buffer: bytes, begin: int, end: int) -> list[Tensors]:
+        """As ``read``; of strings nobody knows where the next ones begin."""
+        requests: list[Tensors] = []
+        for _ in range(count):
+            tensors: Tensors = {}
+            for name, (dtype, shape, nbytes) in zip(self._names, plan.tensors, strict=True):
+                if dtype == STRING:
+                    tensors[name], begin = _read_text(shape, buffer, begin, end)
+                    continue
+                if begin + nbytes > end:
+                    raise FrameError("tensors that reach behind their frame")
+                tensors[name] = np.ndarray(shape, dtype, buffer, begin)
+                begin += _filled(nbytes)
+            requests.append(tensors)
+        return requests
 
     def spread(self, tensors: Tensors, plan: Plan, memory: Array, begin: int) -> None:
         """Copy tensors (none of strings) into memory (bytes), each at a unit of its own."""
@@ -158,8 +178,8 @@ def _plan(tensors: Sequence[tuple[np.dtype[np.generic], tuple[int, ...]]]) -> Pl
     return Plan(
         descriptor,
         sized,
-        sum(size + -size % ALIGNMENT_BYTES for size in sizes) if fixed else None,
-        sum(map(_units, sizes)),
+        sum(map(_filled, sizes)) if fixed else None,
+        sum(map(_units, sizes)) if fixed else 0,
         sized[0] if fixed and len(sized) == 1 else None,
     )
 
@@ -178,6 +198,22 @@ def _parse(descriptor: bytes, count: int) -> list[tuple[np.dtype[np.generic], tu
     if begin != len(descriptor):
         raise FrameError("a descriptor of another model")
     return tensors
+
+
+def _views(tensor: _Sized, count: int, stride: int, buffer: bytes, begin: int) -> Sequence[Array]:
+    """So many arrays in a buffer, each so many bytes behind the one before. One array over all of them is cut up."""
+    dtype, shape, _ = tensor
+    strides = [stride]
+    step = dtype.itemsize * math.prod(shape)
+    for length in shape:
+        step //= max(length, 1)
+        strides.append(step)
+    whole: Array = np.ndarray((count, *shape), dtype, buffer, begin, strides)
+    return list(whole) if shape else [whole[index, ...] for index in range(count)]
+
+
+def _filled(nbytes: int) -> int:
+    return nbytes + -nbytes % ALIGNMENT_BYTES
 
 
 def _units(nbytes: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 from byoc_server.core.frame import Frame, FrameError, FrameReader
+from byoc_server.core.tensor_frame import TensorFrame
 
 MOST_WAITING_BYTES = 64 * 1024 * 1024
 """Beyond what the kernel holds."""
@@ -31,7 +32,7 @@ class Link(asyncio.Protocol):
         self._on_frame = on_frame
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader()
-        self._outgoing: list[bytes] = []
+        self._outgoing: list[bytes | TensorFrame] = []
         self._transport: asyncio.Transport | None = None
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.congested = False
@@ -40,8 +41,11 @@ class Link(asyncio.Protocol):
         """Begin to send and receive."""
         await self._loop.connect_accepted_socket(lambda: self, connection)
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame at the end of this turn; nothing happens when the connection has ended."""
+    def send(self, frame: bytes | TensorFrame) -> None:
+        """Send a frame, with all that it will hold, at the end of this turn.
+
+        Nothing happens when the connection has ended.
+        """
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing.append(frame)
@@ -80,7 +84,7 @@ class Link(asyncio.Protocol):
             self.closed.set_result(None)
 
     def _flush(self) -> None:
-        frames = self._outgoing
-        self._outgoing = []
+        frames, self._outgoing = self._outgoing, []
+        data = b"".join([frame if isinstance(frame, bytes) else frame.take() for frame in frames])
         if self._transport is not None:
-            self._transport.write(b"".join(frames))
+            self._transport.write(data)

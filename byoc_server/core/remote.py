@@ -49,6 +49,7 @@ class RemoteClient:
         self._on_failure = on_failure
         self._on_ready = on_ready
         self._adapter: Adapter | None = None
+        self._served: Adapter | None = None  # the same, while the model is ready
         self._all_were_ready = ready_before
         self._told_ready = False
         self._settled = asyncio.Event()
@@ -64,9 +65,9 @@ class RemoteClient:
     @property
     def adapter(self) -> Adapter:
         """What clients see of the model. Raises ``Unavailable``."""
-        if self._adapter is None or self._status.state is not ModelState.READY:
+        if self._served is None:
             raise self._status.refusal()
-        return self._adapter
+        return self._served
 
     def infer(
         self,
@@ -116,9 +117,9 @@ class RemoteClient:
         self._all_were_ready |= not not_ready
         if not (self._all_were_ready and len(not_ready) < len(states)) or self._adapter is None:
             if not_ready:
-                self._status = _worst(not_ready)
+                self._served, self._status = None, _worst(not_ready)
             return
-        self._status = ModelStatus(ModelState.READY)
+        self._served, self._status = self._adapter, ModelStatus(ModelState.READY)
         if not self._told_ready:
             self._told_ready = True
             self._on_ready()

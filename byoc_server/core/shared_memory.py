@@ -7,6 +7,7 @@ any folder that can be written. The file is as long as all that may ever wait, b
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import mmap
@@ -23,7 +24,12 @@ from byoc_server.core.layout import Plan, TensorLayout
 from byoc_server.types import Array, Tensors
 
 _KEPT_BYTES = 16 * 1024 * 1024
-"""Pages up to here stay when nothing is in use any more; new ones would have to be zeroed."""
+"""Pages up to here stay for ever."""
+_KEPT_S = 5.0
+"""Others stay until nothing has used them for so long: new ones have to be zeroed, which takes longer than to copy."""
+
+CallLater = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+"""Calls a function after so many seconds, as an event loop does."""
 
 
 class OwnMemory:
@@ -31,12 +37,13 @@ class OwnMemory:
 
     Args:
         size: in bytes.
+        call_later: of the event loop.
 
     Attributes:
         descriptor: of the file, until ``sent`` is called.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, call_later: CallLater) -> None:
         size += -size % mmap.PAGESIZE
         self.descriptor = os.memfd_create("tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -48,6 +55,9 @@ class OwnMemory:
             self.sent()
             raise
         self._places = FreeList(size)
+        self._call_later = call_later
+        self._timer: asyncio.TimerHandle | None = None
+        self._paged_end = _KEPT_BYTES  # there are no pages behind this, unless the timer is set
 
     def __len__(self) -> int:
         """How many places are in use."""
@@ -68,6 +78,8 @@ class OwnMemory:
         begin = self._places.allocate(plan.spread_bytes)
         if begin is not None:
             layout.spread(tensors, plan, np.frombuffer(self._map, np.uint8), begin)
+            if self._timer is None and begin + plan.spread_bytes > self._paged_end:
+                self._timer = self._call_later(_KEPT_S, self._give_back)
         return begin
 
     def free(self, begin: int) -> None:
@@ -76,15 +88,23 @@ class OwnMemory:
         Raises:
             KeyError: it is not in use.
         """
-        end = self._places.used_end
         self._places.free(begin)
-        if not self._places and end > _KEPT_BYTES:
-            self._map.madvise(mmap.MADV_REMOVE, _KEPT_BYTES, len(self._map) - _KEPT_BYTES)
 
     def close(self) -> None:
         """Let go of the file; it is gone when the other process has let go as well."""
+        if self._timer is not None:
+            self._timer.cancel()
         self.sent()
         self._map.close()
+
+    def _give_back(self) -> None:
+        """Give back the pages that nothing has used since this was called before."""
+        high_water = self._places.take_high_water()
+        kept_end = max(high_water + -high_water % mmap.PAGESIZE, _KEPT_BYTES)
+        if kept_end < self._paged_end:
+            self._map.madvise(mmap.MADV_REMOVE, kept_end, self._paged_end - kept_end)
+        self._paged_end = kept_end
+        self._timer = self._call_later(_KEPT_S, self._give_back) if kept_end > _KEPT_BYTES else None
 
 
 class PeerMemory:

@@ -24,7 +24,7 @@ def test_neighbours_grow_together() -> None:
     for begin in (begins[1], begins[3], begins[0], begins[2]):
         assert begin is not None
         places.free(begin)
-    assert (len(places), places.used_end) == (0, 0)
+    assert len(places) == 0
     assert places.allocate(SIZE) == 0
 
 
@@ -35,6 +35,25 @@ def test_a_place_is_given_back_once() -> None:
     places.free(begin)
     with pytest.raises(KeyError):
         places.free(begin)
+
+
+def test_where_the_last_place_has_ended() -> None:
+    """Since it was asked before: of those that are in use now, and of those that have been given back."""
+    places = FreeList(SIZE)
+    assert places.take_high_water() == 0
+    first, second = places.allocate(SIZE // 4), places.allocate(SIZE // 4)
+    assert first is not None
+    assert second is not None
+    places.free(second)
+    assert places.take_high_water() == SIZE // 2
+    assert places.take_high_water() == SIZE // 4
+    assert places.allocate(SIZE - SIZE // 4) == second
+    places.free(first)
+    assert places.take_high_water() == SIZE
+    assert places.take_high_water() == SIZE
+    places.free(second)
+    assert places.take_high_water() == SIZE
+    assert places.take_high_water() == 0
 
 
 def test_no_memory_at_all() -> None:

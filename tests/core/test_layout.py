@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,15 +19,17 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 TEXT = st.text(st.characters(), max_size=9)
 
 
-def through(layout: TensorLayout, tensors: Tensors) -> Tensors:
-    plan = layout.plan(tensors)
-    data = layout.data(tensors, plan)
+def through(layout: TensorLayout, requests: Sequence[Tensors]) -> list[Tensors]:
+    """The same after they were sent together."""
+    (plan,) = {id(layout.plan(tensors)): layout.plan(tensors) for tensors in requests}.values()
+    pieces = [layout.data(tensors, plan) for tensors in requests]
     assert len(plan.descriptor) % 8 == 0
-    assert len(data) % 8 == 0
-    assert plan.nbytes in (None, len(data))
-    buffer = bytes(16) + data + b"what follows"
-    read = TensorLayout(layout._names)
-    return read.tensors(read.read_plan(plan.descriptor), buffer, 16, 16 + len(data))
+    assert all(len(data) % 8 == 0 for data in pieces)
+    assert all(plan.nbytes in (None, len(data)) for data in pieces)
+    sent = b"".join(pieces)
+    buffer = bytes(16) + sent + b"what follows"
+    reader = TensorLayout(layout._names)
+    return reader.read(reader.read_plan(plan.descriptor), len(requests), buffer, 16, 16 + len(sent))
 
 
 def assert_same(one: Tensors, other: Tensors) -> None:
@@ -38,23 +42,40 @@ def assert_same(one: Tensors, other: Tensors) -> None:
 
 @given(st.data())
 def test_every_dtype_and_shape(data: st.DataObject) -> None:
-    dtypes = st.sampled_from(list(DTYPES.values()))
-    tensors = {}
-    for name in data.draw(st.sampled_from([["x"], ["a", "b"], ["a", "b", "c"]])):
-        dtype = data.draw(dtypes)
-        elements = TEXT if dtype == STRING else None
-        tensors[name] = data.draw(hnp.arrays(dtype, SHAPES, elements=elements, fill=st.nothing()))
-    assert_same(through(TensorLayout(list(tensors)), tensors), tensors)
+    names = data.draw(st.sampled_from([["x"], ["a", "b"], ["a", "b", "c"]]))
+    kinds = {name: (data.draw(st.sampled_from(list(DTYPES.values()))), data.draw(SHAPES)) for name in names}
+    requests: list[Tensors] = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        tensors: Tensors = {}
+        for name, (dtype, shape) in kinds.items():
+            elements = TEXT if dtype == STRING else None
+            tensors[name] = data.draw(hnp.arrays(dtype, shape, elements=elements, fill=st.nothing()))
+        requests.append(tensors)
+    read = through(TensorLayout(names), requests)
+    assert len(read) == len(requests)
+    for one, other in zip(read, requests, strict=True):
+        assert_same(one, other)
 
 
 def test_single_surrogates_survive() -> None:
     tensors = {"x": np.array(["\ud800", "", "a\0b"], STRING)}
-    assert_same(through(TensorLayout(["x"]), tensors), tensors)
+    assert_same(through(TensorLayout(["x"]), [tensors])[0], tensors)
 
 
 def test_what_is_not_contiguous() -> None:
     tensors: Tensors = {"x": np.arange(12, dtype=np.float32).reshape(3, 4).T[1:]}
-    assert_same(through(TensorLayout(["x"]), tensors), tensors)
+    assert_same(through(TensorLayout(["x"]), [tensors])[0], tensors)
+
+
+def test_numbers_are_not_copied() -> None:
+    layout = TensorLayout(["x"])
+    tensors: Tensors = {"x": np.arange(6, dtype=np.int64).reshape(2, 3)}
+    plan = layout.plan(tensors)
+    buffer = layout.data(tensors, plan) * 3
+    whole = np.frombuffer(buffer, np.uint8)
+    read = layout.read(plan, 3, buffer, 0, len(buffer))
+    assert all(np.shares_memory(one["x"], whole) and one["x"].flags.aligned for one in read)
+    assert not any(one["x"].flags.writeable for one in read)
 
 
 def test_the_same_shapes_are_planned_once() -> None:
@@ -103,14 +124,23 @@ def test_a_descriptor_that_is_none(descriptor: bytes) -> None:
         TensorLayout(["x"]).read_plan(descriptor)
 
 
-@pytest.mark.parametrize("array", [np.ones(4, np.float64), np.array(["abc", "d"], STRING)], ids=["numbers", "strings"])
-def test_data_that_end_early(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
-    layout = TensorLayout(["x"])
-    plan = layout.plan({"x": array})
-    data = layout.data({"x": array}, plan)
-    for end in range(0, len(data), 8):
-        with pytest.raises(FrameError):
-            layout.tensors(plan, data, 0, end)
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"x": np.ones(4, np.float64)},
+        {"x": np.array(["abc", "d"], STRING)},
+        {"x": np.array(["abc", "d"], STRING), "y": np.ones(4, np.float64)},
+    ],
+    ids=["numbers", "strings", "both"],
+)
+def test_data_that_end_early(tensors: Tensors) -> None:
+    layout = TensorLayout(list(tensors))
+    plan = layout.plan(tensors)
+    data = layout.data(tensors, plan)
+    for count in (1, 2):
+        for end in range(0, count * len(data), 8):
+            with pytest.raises(FrameError):
+                layout.read(plan, count, data * count, 0, end)
 
 
 def test_a_dtype_that_no_model_has() -> None:

@@ -23,11 +23,13 @@ from byoc_server.batching.profile import BatchProfile
 from byoc_server.core import core_link, handshake, remote
 from byoc_server.core import service as service_module
 from byoc_server.core.client import ModelState, ModelStatus
-from byoc_server.core.core_link import SHARED_FROM_BYTES
+from byoc_server.core.frame import Kind, frame
 from byoc_server.core.handshake import HandshakeError, Meeting, open_meeting
 from byoc_server.core.local import LocalClient
 from byoc_server.core.remote import RemoteClient
 from byoc_server.core.service import CoreService
+from byoc_server.core.shared_memory import OwnMemory, PeerMemory
+from byoc_server.core.tensor_channel import SHARED_FROM_BYTES
 from byoc_server.engines.base import EngineOptions
 from byoc_server.errors import (
     ByocError,
@@ -98,6 +100,16 @@ class Split:
     def link(self) -> core_link.CoreLink:
         return self.front._links[0]
 
+    @property
+    def front_memory(self) -> OwnMemory:
+        assert self.link._channel is not None
+        return self.link._channel._own
+
+    @property
+    def core_memory(self) -> PeerMemory:
+        assert self.link._channel is not None
+        return self.link._channel._peer
+
     async def infer(self, tensors: Tensors, deadline_s: float = FAR_S) -> Tensors | ByocError:
         answer: asyncio.Future[Tensors | ByocError] = asyncio.get_running_loop().create_future()
         self.front.infer(tensors, len(next(iter(tensors.values()))), answer.set_result, deadline_s)
@@ -143,7 +155,7 @@ def gather_model(tmp_path: Path) -> Callable[[], Model]:
     return partial(load_model, gather(tmp_path / "m.onnx"), EngineOptions(1), 0)
 
 
-@pytest.mark.parametrize("length", [1, SHARED_FROM_BYTES // 4 - 1, SHARED_FROM_BYTES // 4, 300_000])
+@pytest.mark.parametrize("length", [1, SHARED_FROM_BYTES // 4 - 16, SHARED_FROM_BYTES // 4, 300_000])
 def test_small_and_large_tensors(identity_model: Callable[[], Model], length: int) -> None:
     """Large ones lie in shared memory, and every place is free again afterwards, at both ends."""
 
@@ -157,9 +169,7 @@ def test_small_and_large_tensors(identity_model: Callable[[], Model], length: in
             assert isinstance(outcome, dict)
             assert outcome["y"].tobytes() == sent.tobytes()
             del outcome
-        front_memory = split.link._own
-        assert front_memory is not None
-        await split.until(lambda: len(front_memory) == 0)
+        await split.until(lambda: len(split.front_memory) == 0)
         assert split.link.rows == 0
 
     run(identity_model, main)
@@ -169,11 +179,9 @@ def test_places_of_answers_are_free_again_when_they_have_been_read(identity_mode
     async def main(split: Split) -> None:
         outcomes = [await split.infer({"x": np.full((1, 100_000), i, np.float32)}) for i in range(3)]
         assert [outcome["y"][0, 5] for outcome in outcomes if isinstance(outcome, dict)] == [0, 1, 2]
-        peer = split.link._peer
-        assert peer is not None
-        assert len(peer._in_use) == 3
+        assert len(split.core_memory._in_use) == 3
         outcomes.clear()
-        await split.until(lambda: not peer._in_use)
+        await split.until(lambda: not split.core_memory._in_use)
         for i in range(200):  # far more than the memory holds
             outcome = await split.infer({"x": np.full((1, 100_000), i, np.float32)})
             assert isinstance(outcome, dict)
@@ -273,9 +281,7 @@ def test_a_request_that_is_given_up_does_not_run(identity_model: Callable[[], Mo
         (outcome,) = replies
         assert isinstance(outcome, dict)
         assert outcome["y"][1, 7] == 3
-        front_memory = split.link._own
-        assert front_memory is not None
-        await split.until(lambda: len(front_memory) == 0)  # also the places of those that were given up
+        await split.until(lambda: len(split.front_memory) == 0)  # also the places of those that were given up
 
     run(held.load, main)
 
@@ -374,8 +380,8 @@ def test_no_descriptor_and_no_memory_is_left_after_many_cores(
         async def once() -> None:
             for task in list(split.cores[0].service._fronts):
                 split.front.infer(large, 1, kept.append, FAR_S)  # in flight when the connection ends
-                for link in list(split.cores[0].service._links):
-                    link.abort()
+                for front in list(split.cores[0].service._told):
+                    front.link.abort()
                 await asyncio.wait_for(asyncio.wait([task]), 30)
             await split.until(lambda: split.front.status.state is not ModelState.READY)
             await split.until(lambda: split.front.status.state is ModelState.READY)
@@ -597,15 +603,21 @@ def test_a_reply_that_fails_keeps_nobody_from_theirs(
     assert "a reply failed" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"\xff" * 64, frame(Kind.FREE, number=64), frame(Kind.OUTPUTS)],
+    ids=["no frame", "a place that is not in use", "outputs of nobody"],
+)
 def test_nonsense_ends_the_connection_and_not_the_server(
-    identity_model: Callable[[], Model], caplog: pytest.LogCaptureFixture
+    identity_model: Callable[[], Model], caplog: pytest.LogCaptureFixture, nonsense: bytes
 ) -> None:
     async def main(split: Split) -> None:
-        (link,) = split.cores[0].service._links
-        link.send(b"\xff" * 64)
+        (front,) = split.cores[0].service._told
+        ended = split.link._link
+        front.link.send(nonsense)
         await split.until(lambda: "nonsense" in caplog.text)
-        await split.until(lambda: split.link not in split.front._links or split.front.status.state is ModelState.READY)
-        await split.until(lambda: split.link._link is not None and split.front.status.state is ModelState.READY)
+        await split.until(lambda: split.link._link not in (None, ended))
+        await split.until(lambda: split.front.status.state is ModelState.READY)
         assert isinstance(await split.infer({"x": np.ones((1, 1), np.float32)}), dict)
 
     run(identity_model, main)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,9 +22,28 @@ LAYOUT = TensorLayout(["x"])
 MIB = 1024 * 1024
 
 
+class Timers:
+    """An event loop, as far as memory needs one, whose time goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[[], None]] = []
+        self.handles: list[mock.Mock] = []
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> asyncio.TimerHandle:
+        assert delay_s >= 1
+        self.functions.append(function)
+        self.handles.append(mock.Mock(asyncio.TimerHandle))
+        return self.handles[-1]
+
+    def go_on(self) -> None:
+        (function,) = self.functions
+        self.functions.clear()
+        function()
+
+
 def pair(size: int = MIB) -> tuple[OwnMemory, PeerMemory, list[int]]:
     freed: list[int] = []
-    own = OwnMemory(size)
+    own = OwnMemory(size, Timers().call_later)
     peer = PeerMemory(os.dup(own.descriptor), freed.append)
     own.sent()
     return own, peer, freed
@@ -87,7 +109,7 @@ def test_an_offset_behind_the_end() -> None:
 
 def test_the_peer_cannot_be_cut_off() -> None:
     """A file that shrinks would end who reads it with SIGBUS."""
-    own = OwnMemory(MIB)
+    own = OwnMemory(MIB, Timers().call_later)
     with pytest.raises(PermissionError):
         os.ftruncate(own.descriptor, mmap.PAGESIZE)
     own.close()
@@ -121,14 +143,52 @@ def test_neither_files_nor_mappings_are_left() -> None:
     assert count() == before
 
 
+def pages_bytes(descriptor: int) -> int:
+    return os.fstat(descriptor).st_blocks * 512
+
+
 def test_memory_of_a_burst_is_given_back() -> None:
     """Memory files count as the container's memory for as long as their pages are there."""
-    own = OwnMemory(256 * MIB)
-    places = [put(own, np.ones(32 * MIB, np.uint8)) for _ in range(4)]
+    timers = Timers()
+    own = OwnMemory(256 * MIB, timers.call_later)
     descriptor = own.descriptor
-    assert os.fstat(descriptor).st_blocks * 512 >= 128 * MIB
-    for place in places:
+    own.free(put(own, np.ones(8 * MIB, np.uint8)))
+    assert timers.functions == []  # so little stays
+    places = [put(own, np.ones(32 * MIB, np.uint8)) for _ in range(4)]
+    for place in places[1:]:
         own.free(place)
-    assert os.fstat(descriptor).st_blocks * 512 <= 64 * MIB
+    timers.go_on()
+    assert pages_bytes(descriptor) >= 128 * MIB  # it was used since
+    timers.go_on()
+    assert pages_bytes(descriptor) == 32 * MIB
+    own.free(places[0])
     assert put(own, np.ones(100 * MIB, np.uint8)) == 0
+    timers.go_on()
+    assert pages_bytes(descriptor) >= 100 * MIB
+    own.free(0)
+    timers.go_on()
+    timers.go_on()
+    assert pages_bytes(descriptor) == 16 * MIB
+    assert timers.functions == []  # nothing is left to give back
     own.close()
+
+
+def test_what_is_in_use_stays() -> None:
+    timers = Timers()
+    own = OwnMemory(64 * MIB, timers.call_later)
+    peer = PeerMemory(os.dup(own.descriptor), lambda _: None)
+    array = np.arange(40 * MIB // 8)
+    place = put(own, array)
+    for _ in range(3):
+        timers.go_on()
+    read = peer.tensors(LAYOUT, LAYOUT.plan({"x": array}), place)["x"]
+    assert np.array_equal(read, array)
+    own.close()
+
+
+def test_after_the_end_nothing_is_given_back() -> None:
+    timers = Timers()
+    own = OwnMemory(64 * MIB, timers.call_later)
+    put(own, np.ones(40 * MIB, np.uint8))
+    own.close()
+    timers.handles[0].cancel.assert_called_once_with()
