@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import orjson
 
 from byoc_server.batching.batcher import Cancel
-from byoc_server.batching.policy import Reply
+from byoc_server.batching.collate import split
+from byoc_server.batching.policy import Reply, Together
 from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.core.frame import URGENT, Frame, Kind, frame
 from byoc_server.core.handshake import HandshakeError, connect, introduce, meet
@@ -56,7 +57,7 @@ class CoreLink:
         self.rows = 0
         self._load_s = 1.0
         self._link: Link | None = None
-        self._pending: dict[int, tuple[Reply, int]] = {}
+        self._pending: dict[int, tuple[Reply, int, Together | None]] = {}
         self._number = 0
         self._channel: TensorChannel | None = None
         self._ready: TensorChannel | None = None  # the same, while the model is ready
@@ -90,7 +91,16 @@ class CoreLink:
             channel.close()
             self._lost()
 
-    def infer(self, tensors: Tensors, rows: int, reply: Reply, deadline_s: float, urgent: bool) -> Cancel:
+    def infer(
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Together | None = None,
+    ) -> Cancel:
         """Send one request. See ``InferenceClient.infer``."""
         link, channel = self._link, self._ready
         if link is None or channel is None:
@@ -100,7 +110,7 @@ class CoreLink:
         self._number = number = self._number + 1
         if not channel.send(tensors, number, URGENT if urgent else 0, rows, deadline_s):
             raise Overloaded("the memory for requests on their way to the model is full")
-        self._pending[number] = reply, rows
+        self._pending[number] = reply, rows, together
         self.rows += rows
         return partial(self._cancel, number)
 
@@ -121,6 +131,10 @@ class CoreLink:
         assert channel is not None  # there is one as long as there is a link
         kind, _, _, number, _, _, _, buffer, begin, end = received
         if kind == Kind.OUTPUTS:
+            stacked = channel.receive_stacked(received)
+            if stacked is not None:
+                self._answer_stacked(*stacked)
+                return
             for number, _, outputs in channel.receive(received):
                 self._answer(number, outputs)
         elif kind == Kind.FREE:
@@ -134,12 +148,26 @@ class CoreLink:
         pending = self._pending.pop(number, None)
         if pending is None:  # given up
             return
-        reply, rows = pending
+        reply, rows, _ = pending
         self.rows -= rows
         try:
             reply(outcome)
         except Exception:  # one request's reply must never keep others from theirs
             logger.exception("a reply failed")
+
+    def _answer_stacked(self, numbers: Sequence[int], outputs: Tensors, rows: int) -> None:
+        """Answer several requests, together if they may be."""
+        counts = [rows] * len(numbers)
+        pending = [self._pending.get(number) for number in numbers]
+        together = None if pending[0] is None else pending[0][2]
+        replies = [waiting[0] for waiting in pending if waiting is not None and waiting[2] is together]
+        if together is None or len(replies) < len(numbers):
+            for number, own in zip(numbers, split(outputs, counts), strict=True):
+                self._answer(number, own)
+            return
+        for number in numbers:
+            self.rows -= self._pending.pop(number)[1]
+        together(replies, outputs, counts)
 
     def _on_status(self, channel: TensorChannel, payload: bytes) -> None:
         wire = orjson.loads(payload.rstrip(b"\0"))

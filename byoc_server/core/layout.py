@@ -109,6 +109,31 @@ class TensorLayout:
             pieces += [data, bytes(-len(data) % ALIGNMENT_BYTES)]
         return b"".join(pieces)
 
+    def data_of_each(self, stacked: Tensors, plan: Plan) -> list[bytes]:
+        """The data of several requests, none of strings, whose tensors are stacked along axis 0.
+
+        Args:
+            stacked: of all of them.
+            plan: of each of them.
+        """
+        columns = []
+        for name, (_, _, nbytes) in zip(self._names, plan.tensors, strict=True):
+            data, filling = stacked[name].tobytes(), bytes(-nbytes % ALIGNMENT_BYTES)
+            columns.append([data[begin : begin + nbytes] + filling for begin in range(0, len(data), nbytes)])
+        return columns[0] if len(columns) == 1 else [b"".join(pieces) for pieces in zip(*columns, strict=True)]
+
+    def read_stacked(self, plan: Plan, count: int, buffer: bytes, begin: int, end: int) -> Tensors:
+        """As ``read``, of tensors that all have a first axis and none is of strings: stacked along it."""
+        assert plan.nbytes is not None
+        if begin + count * plan.nbytes > end:
+            raise FrameError("tensors that reach behind their frame")
+        stacked: Tensors = {}
+        for name, tensor in zip(self._names, plan.tensors, strict=True):
+            shape = tensor[1]
+            stacked[name] = _whole(tensor, count, plan.nbytes, buffer, begin).reshape(count * shape[0], *shape[1:])
+            begin += _filled(tensor[2])
+        return stacked
+
     def read(self, plan: Plan, count: int, buffer: bytes, begin: int, end: int) -> list[Tensors]:
         """The tensors of so many requests, whose data lie one behind the other: views of them but for strings.
 
@@ -202,14 +227,19 @@ def _parse(descriptor: bytes, count: int) -> list[tuple[np.dtype[np.generic], tu
 
 def _views(tensor: _Sized, count: int, stride: int, buffer: bytes, begin: int) -> Sequence[Array]:
     """So many arrays in a buffer, each so many bytes behind the one before. One array over all of them is cut up."""
+    whole = _whole(tensor, count, stride, buffer, begin)
+    return list(whole) if tensor[1] else [whole[index, ...] for index in range(count)]
+
+
+def _whole(tensor: _Sized, count: int, stride: int, buffer: bytes, begin: int) -> Array:
+    """One array over so many in a buffer, each so many bytes behind the one before, with an axis more."""
     dtype, shape, _ = tensor
     strides = [stride]
     step = dtype.itemsize * math.prod(shape)
     for length in shape:
         step //= max(length, 1)
         strides.append(step)
-    whole: Array = np.ndarray((count, *shape), dtype, buffer, begin, strides)
-    return list(whole) if shape else [whole[index, ...] for index in range(count)]
+    return np.ndarray((count, *shape), dtype, buffer, begin, strides)
 
 
 def _filled(nbytes: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from byoc_server.batching.batcher import Cancel
 from byoc_server.batching.policy import Reply, Together
-from byoc_server.core.client import ModelState, ModelStatus
+from byoc_server.core.client import Infer, ModelState, ModelStatus
 from byoc_server.core.core_link import CoreLink
 from byoc_server.core.handshake import Meeting
 from byoc_server.errors import StartupError
@@ -54,6 +54,8 @@ class RemoteClient:
         self._told_ready = False
         self._settled = asyncio.Event()
         self._links = [CoreLink(address, meeting.secret, memory_bytes, self._changed) for address in meeting.addresses]
+        self.infer: Infer = self._links[0].infer if len(self._links) == 1 else self._infer_on_idlest
+        """Runs one request; see ``InferenceClient.infer``."""
         self._status = self._links[0].status
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -68,23 +70,6 @@ class RemoteClient:
         if self._served is None:
             raise self._status.refusal()
         return self._served
-
-    def infer(
-        self,
-        tensors: Tensors,
-        rows: int,
-        reply: Reply,
-        deadline_s: float,
-        *,
-        urgent: bool = False,
-        together: Together | None = None,
-    ) -> Cancel:
-        """Run one request on the core with the least to do. See ``InferenceClient.infer``."""
-        links = self._links
-        if len(links) > 1:
-            links = [link for link in links if link.status.state is ModelState.READY] or links
-            return min(links, key=lambda link: link.rows).infer(tensors, rows, reply, deadline_s, urgent)
-        return links[0].infer(tensors, rows, reply, deadline_s, urgent)
 
     def start(self) -> None:
         """Look for the core processes, now and whenever one has ended."""
@@ -105,6 +90,21 @@ class RemoteClient:
         for link in self._links:
             link.close()
         return True
+
+    def _infer_on_idlest(
+        self,
+        tensors: Tensors,
+        rows: int,
+        reply: Reply,
+        deadline_s: float,
+        *,
+        urgent: bool = False,
+        together: Together | None = None,
+    ) -> Cancel:
+        """Run one request on the core with the least to do. See ``infer``."""
+        links = [link for link in self._links if link.status.state is ModelState.READY] or self._links
+        idlest = min(links, key=lambda link: link.rows)
+        return idlest.infer(tensors, rows, reply, deadline_s, urgent=urgent, together=together)
 
     def _changed(self) -> None:
         """Some core process has changed its state."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from byoc_server.batching.batcher import Cancel
+from byoc_server.batching.collate import split
+from byoc_server.batching.policy import Reply, Together
 from byoc_server.core.client import ModelState
 from byoc_server.core.frame import URGENT, Frame, Kind, frame
 from byoc_server.core.handshake import HandshakeError, introduce, meet
@@ -123,12 +125,26 @@ class CoreService:
             connection.close()
 
 
+class _Reply:
+    """Takes the outcome of one request of a front process."""
+
+    __slots__ = ("_front", "number")
+
+    def __init__(self, front: _Front, number: int) -> None:
+        self._front = front
+        self.number = number
+
+    def __call__(self, outcome: Tensors | ByocError) -> None:
+        self._front.reply(self.number, outcome)
+
+
 class _Front:
     """One front process: its requests and their answers."""
 
     def __init__(self, client: LocalClient) -> None:
         self._client = client
         self._requests: dict[int, Cancel] = {}
+        self._together: Together = self.reply_together
         self.link = Link(self._on_frame)
         self.channel = TensorChannel(Kind.OUTPUTS, self.link)
 
@@ -149,8 +165,8 @@ class _Front:
             infer, requests, urgent = self._client.infer, self._requests, bool(flags & URGENT)
             for number, deadline_s, tensors in self.channel.receive(received):
                 try:
-                    reply = partial(self._reply, number)
-                    requests[number] = infer(tensors, rows, reply, deadline_s, urgent=urgent)
+                    reply = _Reply(self, number)
+                    requests[number] = infer(tensors, rows, reply, deadline_s, urgent=urgent, together=self._together)
                 except ByocError as error:
                     self._send_error(number, error)
         elif kind == Kind.CANCEL:
@@ -168,7 +184,8 @@ class _Front:
             cancel()
         self.channel.close()
 
-    def _reply(self, number: int, outcome: Tensors | ByocError) -> None:
+    def reply(self, number: int, outcome: Tensors | ByocError) -> None:
+        """Send the outcome of a request, if anybody waits for it."""
         if self._requests.pop(number, None) is None:
             return
         if isinstance(outcome, ByocError):
@@ -180,6 +197,23 @@ class _Front:
             failed = InferenceFailed("the model failed on this request")
             failed.__cause__ = error
             self._send_error(number, failed)
+
+    def reply_together(self, replies: Sequence[Reply], outputs: Tensors, counts: Sequence[int]) -> None:
+        """Send the outputs of several requests, if they are alike. See ``Together``."""
+        numbers = [reply.number for reply in cast(Sequence[_Reply], replies)]
+        rows = counts[0]
+        if not [count for count in counts if count != rows] and self._send_stacked(numbers, outputs, rows):
+            for number in numbers:
+                del self._requests[number]
+            return
+        for number, own in zip(numbers, split(outputs, counts), strict=True):
+            self.reply(number, own)
+
+    def _send_stacked(self, numbers: Sequence[int], outputs: Tensors, rows: int) -> bool:
+        try:
+            return self.channel.send_stacked(numbers, outputs, rows)
+        except Exception:  # one by one, only those that cannot be sent get an error
+            return False
 
     def _send_error(self, number: int, error: ByocError) -> None:
         self.link.send(frame(Kind.ERROR, write_error(error), number=number))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 
 from byoc_server.core.frame import SHARED, Frame, FrameError, Kind, frame
-from byoc_server.core.layout import TensorLayout
+from byoc_server.core.layout import Plan, TensorLayout
 from byoc_server.core.link import Link
 from byoc_server.core.shared_memory import OwnMemory, PeerMemory
 from byoc_server.core.tensor_frame import TensorFrame, read_columns
@@ -37,6 +38,7 @@ class TensorChannel:
         self._closing = contextlib.ExitStack()
         self._sent = self._received = TensorLayout(())
         self._frame: TensorFrame | None = None
+        self._batched = False
 
     def open_own(self, size: int, send_descriptor: Callable[[int], None]) -> None:
         """Open the memory that this end writes to.
@@ -60,6 +62,7 @@ class TensorChannel:
 
     def understand(self, signature: Signature) -> None:
         """From now on the tensors are those of a model."""
+        self._batched = signature.batched
         inputs = TensorLayout([spec.name for spec in signature.inputs])
         outputs = TensorLayout([spec.name for spec in signature.outputs])
         self._sent, self._received = (inputs, outputs) if self._kind == Kind.INFER else (outputs, inputs)
@@ -103,18 +106,53 @@ class TensorChannel:
                 return False
         if data is None:
             data = layout.data(tensors, plan)
-        collected = self._frame
-        if (
-            collected is None
-            or collected.plan is not plan
-            or collected.flags != flags
-            or len(collected.requests) >= collected.most
-        ):
-            collected = self._frame = TensorFrame(self._kind, flags, rows, plan, len(data))
-        if not collected.requests:
-            self._link.send(collected)
-        collected.requests.append((number, deadline_s, data))
+        self._collect(plan, flags, rows, len(data)).requests.append((number, deadline_s, data))
         return True
+
+    def send_stacked(self, numbers: Sequence[int], stacked: Tensors, rows: int) -> bool:
+        """Send the outputs of several requests at the end of this turn of the event loop.
+
+        Args:
+            numbers: ids of the requests.
+            stacked: outputs of a model with a batch axis, of all of them in that order.
+            rows: of each of them.
+
+        Returns:
+            False if they have to be sent one by one: there are strings, or they are large.
+
+        Raises:
+            KeyError: see ``send``.
+        """
+        layout = self._sent
+        plan = layout.plan({name: array[:rows] for name, array in stacked.items()})
+        if not plan.nbytes or plan.spread_bytes >= SHARED_FROM_BYTES:
+            return False
+        requests = list(zip(numbers, repeat(0.0), layout.data_of_each(stacked, plan)))
+        begin = 0
+        while begin < len(requests):
+            collected = self._collect(plan, 0, 0, plan.nbytes)
+            end = begin + collected.most - len(collected.requests)
+            collected.requests += requests[begin:end]
+            begin = end
+        return True
+
+    def receive_stacked(self, received: Frame) -> tuple[list[int], Tensors, int] | None:
+        """The outputs of several requests that the other end has sent.
+
+        Returns:
+            Ids of the requests, their outputs stacked along axis 0, and the rows of each; ``None`` if they have to be
+            received one by one.
+
+        Raises:
+            FrameError: see ``receive``.
+        """
+        _, flags, _, _, _, descriptor_bytes, count, buffer, begin, end = received
+        data = begin + descriptor_bytes
+        plan = self._received.read_plan(buffer[begin:data])
+        if count == 1 or flags & SHARED or not plan.nbytes or not self._batched:
+            return None
+        numbers, _, data = read_columns(received, data)
+        return numbers, self._received.read_stacked(plan, count, buffer, data, end), plan.tensors[0][1][0]
 
     def receive(self, received: Frame) -> Iterable[tuple[int, float, Tensors]]:
         """The tensors that the other end has sent.
@@ -154,6 +192,20 @@ class TensorChannel:
     def close(self) -> None:
         """Let go of all memory; arrays that are left keep what they lie on."""
         self._closing.close()
+
+    def _collect(self, plan: Plan, flags: int, rows: int, item_bytes: int) -> TensorFrame:
+        """The frame for requests with such tensors; it has room for one more at least, and is sent in this turn."""
+        collected = self._frame
+        if (
+            collected is None
+            or collected.plan is not plan
+            or collected.flags != flags
+            or len(collected.requests) >= collected.most
+        ):
+            collected = self._frame = TensorFrame(self._kind, flags, rows, plan, item_bytes)
+        if not collected.requests:
+            self._link.send(collected)
+        return collected
 
     def _tell_free(self, place: int) -> None:
         """Nobody reads a place of the other end's memory any more; told in any thread."""
