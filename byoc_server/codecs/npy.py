@@ -29,7 +29,7 @@ _PREFIX_BYTES = {1: 10, 2: 12}
 _MAX_HEADER_BYTES = 16 * 1024
 _USUAL_HEADER_BYTES = 128
 """NumPy fills headers up to a multiple of 64, and needs more than one for most dtypes and shapes."""
-_MOST_HEADERS = 256
+_MOST_HEADERS = 32
 """Remembered; clients use a handful, an attacker gets no more."""
 _MAX_RANK = 32
 """More than any operator takes; a field of a structured array may add its own to that, and NumPy stops at 64."""

@@ -185,9 +185,8 @@ class _Front:
         self.channel.close()
 
     def reply(self, number: int, outcome: Tensors | ByocError) -> None:
-        """Send the outcome of a request, if anybody waits for it."""
-        if self._requests.pop(number, None) is None:
-            return
+        """Send the outcome of a request; one that was given up has none."""
+        self._requests.pop(number, None)
         if isinstance(outcome, ByocError):
             self._send_error(number, outcome)
             return

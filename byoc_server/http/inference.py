@@ -57,6 +57,7 @@ _INFERENCE_ID_LENGTH = 64
 _LONGEST_MARGIN_S, _MARGIN = 1.0, 1 / 50
 _NOT_CODED: Sequence[Header] = ()
 _REPLY_FAILED = "a reply failed"
+"""Of one request; it must never keep its neighbours from theirs."""
 
 
 class _Request:
@@ -266,19 +267,16 @@ class InferencePath:
             bodies = _encoded_each(formats, outputs, counts)
         if bodies is None:
             for request, own in zip(requests, split(outputs, counts), strict=True):
-                try:
-                    self.answer(request, own)
-                except Exception:
-                    logger.exception(_REPLY_FAILED)
+                self.answer(request, own)
             return
         headers, now_s = formats.headers, time.monotonic()
         records: list[Record] = []
         for request, body in zip(requests, bodies, strict=True):
+            if request.head.custom_attributes is not None or request.cancelled:
+                self._finish(request, Response(200, headers, body), None)
+                continue
+            request.give_up = None
             try:
-                if request.head.custom_attributes is not None or request.cancelled:
-                    self._finish(request, Response(200, headers, body), None)
-                    continue
-                request.give_up = None
                 request.reply(Response(200, headers, body))
             except Exception:
                 logger.exception(_REPLY_FAILED)
@@ -328,7 +326,10 @@ class InferencePath:
         request.give_up = None  # the entry it belongs to leads back here: a cycle only the garbage collector could end
         if request.cancelled:
             return
-        request.reply(response)
+        try:
+            request.reply(response)
+        except Exception:
+            logger.exception(_REPLY_FAILED)
         duration_s = time.monotonic() - request.arrived_s
         record = (request.id, response.status, duration_s, request.rows, request.body_bytes, len(response.body), error)
         self._log.add(record)
@@ -378,9 +379,10 @@ def _encoded_each(formats: Formats, outputs: Tensors, counts: Sequence[int]) -> 
     if formats.encode_each is None or tensor_bytes(outputs) > formats.encode_inline_bytes:
         return None
     try:
-        return formats.encode_each(outputs, counts)
+        bodies = formats.encode_each(outputs, counts)
     except Exception:  # one by one, only those that cannot be written get an error
         return None
+    return bodies if bodies is not None and len(bodies) == len(counts) else None  # codecs come from other packages, too
 
 
 def _encoded_answer(answer: bytes | Answer, coding: str | None) -> tuple[bytes | Answer, Sequence[Header]]:

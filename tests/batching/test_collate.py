@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from byoc_server.batching.collate import RowCollation, infer_in_rungs, slice_rows, split, stack
 from byoc_server.errors import InferenceFailed
-from byoc_server.types import BatchAxis, Signature, Tensors, TensorSpec
+from byoc_server.types import STRING, BatchAxis, Signature, Tensors, TensorSpec, tensor_bytes
 
 
 def rows(*values: float) -> Tensors:
@@ -109,3 +109,59 @@ def test_rows_are_stacked_and_split_unless_there_is_no_batch_axis() -> None:
     assert [p["x0"].tolist() for p in rowwise.split(stacked, parts, [2, 1])] == [[[1], [1]], [[0]]]
     whole: Tensors = {"y": np.float32(1) + np.zeros(())}
     assert collation((4,), axis=BatchAxis.ABSENT).split(whole, parts[:1], [1]) == [whole]
+
+
+F32, F64, I8 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int8)
+DYNAMIC, FIXED, ABSENT = BatchAxis.DYNAMIC, BatchAxis.FIXED, BatchAxis.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("specs", "axis", "record_bytes"),
+    [
+        ([(F32, (None, 4))], DYNAMIC, 16),
+        ([(F64, (None,))], DYNAMIC, 8),
+        ([(F32, (None, 2, 3)), (I8, (None, 5))], DYNAMIC, 29),
+        ([(F32, (8, 4))], FIXED, 16),
+        ([(F32, (None, None))], DYNAMIC, 0),
+        ([(F32, (None, 4)), (F32, (None, None))], DYNAMIC, 0),
+        ([(STRING, (None, 4))], DYNAMIC, 0),
+        ([(F32, (None, 4)), (STRING, (None, 1))], DYNAMIC, 0),
+        ([(F32, (4,))], ABSENT, 0),
+        ([(F32, (None, 0))], DYNAMIC, 0),
+    ],
+)
+def test_the_bytes_of_a_record_are_known_where_all_are_alike(
+    specs: list[tuple[np.dtype[np.generic], tuple[int | None, ...]]], axis: BatchAxis, record_bytes: int
+) -> None:
+    """Then whatever a request says of its key and its length would be the same for all."""
+    inputs = tuple(TensorSpec(f"x{i}", dtype, shape) for i, (dtype, shape) in enumerate(specs))
+    signature = Signature(inputs, inputs, axis, 8 if axis is FIXED else None)
+    rowwise = RowCollation(signature)
+    assert rowwise.record_bytes == record_bytes
+    if record_bytes:
+        shapes = signature.record_shapes
+        parts: list[Tensors] = [
+            {spec.name: np.zeros((rows, *[d or 0 for d in shapes[spec.name]]), spec.dtype) for spec in inputs}
+            for rows in (1, 3)
+        ]
+        assert [tensor_bytes(part) for part in parts] == [record_bytes, 3 * record_bytes]
+        assert rowwise.key(parts[0]) == rowwise.key(parts[1])
+        assert [rowwise.length(part) for part in parts] == [1, 1]
+
+
+@pytest.mark.parametrize("shape", [(None, 1), (None, None)])
+def test_outputs_with_the_rows_that_went_in_belong_to_all_together(shape: tuple[int | None, ...]) -> None:
+    parts: list[Tensors] = [{"x0": np.ones((2, 1))}, {"x0": np.zeros((1, 1))}]
+    assert collation(shape).together({"y": np.zeros((3, 1)), "z": np.zeros(3)}, parts, [2, 1])
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 1)), np.zeros((4, 1)), np.float32(1) + np.zeros(())])
+def test_outputs_without_the_rows_that_went_in_do_not_belong_together(bad: np.ndarray) -> None:
+    parts: list[Tensors] = [{"x0": np.ones((2, 1))}, {"x0": np.zeros((1, 1))}]
+    with pytest.raises(InferenceFailed, match=r"output 'z' has .* rows for 3 records"):
+        collation((None, 1)).together({"y": np.zeros((3, 1)), "z": bad}, parts, [2, 1])
+
+
+def test_without_a_batch_axis_nothing_belongs_together() -> None:
+    whole: Tensors = {"y": np.float32(1) + np.zeros(())}
+    assert not collation((4,), axis=ABSENT).together(whole, [{"x0": np.zeros(4)}], [1])

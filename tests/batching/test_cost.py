@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from byoc_server.batching.cost import CostModel
@@ -107,6 +109,36 @@ def test_the_quick_bound_is_never_below_the_wait(work: int, batch_work: int) -> 
     cost = CostModel(RUNGS)
     cost.stretch = 1.5
     assert cost.wait_at_most_s(work) >= cost.wait_s(work, batch_work)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.floats(0.001, 100), st.floats(1, 4), st.sampled_from([1, 4, 32]))
+def test_the_work_within_some_time_is_that_which_takes_it(seconds: float, stretch: float, first: int) -> None:
+    cost = CostModel([(first * work, took_s) for work, took_s in RUNGS])
+    cost.stretch = stretch
+    work = cost.work_within(seconds)
+    least_s = cost.wait_at_most_s(0)
+    assert (work < 0) is (seconds < least_s)
+    if work >= 0:
+        assert cost.wait_at_most_s(int(work)) <= seconds * (1 + 1e-9)
+        assert cost.wait_at_most_s(int(work) + 1) >= seconds * (1 - 1e-9)
+
+
+def test_the_work_within_some_time_follows_what_batches_take() -> None:
+    cost = CostModel(RUNGS)
+    assert cost.work_within(0.040) == pytest.approx(3)
+    cost.stretch = 2.0
+    assert cost.work_within(0.040) == pytest.approx(1)
+    cost.stretch = 1.0
+    observe(cost, 1, 0.005, 200)
+    assert cost.work_within(0.040) == pytest.approx(7, rel=0.01)
+
+
+def test_with_unknown_speed_any_work_is_within_any_time() -> None:
+    cost = CostModel()
+    assert cost.work_within(0.0) == math.inf
+    cost.observe(4, 1.0)
+    assert cost.work_within(3.0) == pytest.approx(8)
 
 
 def test_what_holds_batches_up_in_service_lengthens_the_wait_and_not_the_cost() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from byoc_server.batching.collate import split
 from byoc_server.batching.lengths import PaddedCollation, PaddedInput, Padding, bucket_end
 from byoc_server.errors import InferenceFailed
 from byoc_server.types import Array, Tensors
@@ -166,3 +167,54 @@ def test_outputs_that_do_not_follow_the_length_belong_to_nobody(name: str, array
     outputs = {**infer(collation.stack(parts)), name: array}
     with pytest.raises(InferenceFailed, match=message):
         collation.split(outputs, parts, [1, 1])
+
+
+def test_what_a_record_takes_has_to_be_looked_at() -> None:
+    assert PaddedCollation(PADDING).record_bytes == PaddedCollation(PADDING, 16, to_bucket=True).record_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "to_bucket", "together"),
+    [
+        ([5, 5], False, True),
+        ([0, 0], False, True),
+        ([5, 6], False, False),
+        ([6, 5], False, False),
+        ([5, 5], True, False),
+        ([16, 16], True, True),
+        ([15, 16], True, False),
+        ([5], True, True),
+        ([0, 0], True, True),
+    ],
+)
+def test_what_is_not_padded_belongs_together(lengths: list[int], to_bucket: bool, together: bool) -> None:
+    collation, parts = PaddedCollation(PADDING, to_bucket=to_bucket), [request(2, length) for length in lengths]
+    assert collation.together(infer(collation.stack(parts)), parts, [2] * len(parts)) is together
+
+
+@LAWS
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 20)), min_size=1, max_size=4), st.booleans())
+def test_what_belongs_together_is_cut_along_its_rows_alone(asked: list[tuple[int, int]], to_bucket: bool) -> None:
+    collation = PaddedCollation(PADDING, 24, to_bucket)
+    parts = [request(*sizes) for sizes in asked]
+    batch = [part for part in parts if collation.key(part) == collation.key(parts[0])]
+    counts = [len(part["ids"]) for part in batch]
+    outputs = infer(collation.stack(batch))
+    if not collation.together(outputs, batch, counts):
+        return
+    for cut, expected in zip(split(outputs, counts), collation.split(outputs, batch, counts), strict=True):
+        for name, array in expected.items():
+            np.testing.assert_array_equal(cut[name], array, strict=True)
+
+
+def test_records_whose_inputs_differ_in_length_belong_together_with_their_like() -> None:
+    part: Tensors = {**request(1, 4), "ids": np.ones((1, 3), np.int64)}
+    collation = PaddedCollation(PADDING, to_bucket=True)
+    assert collation.together({"words": np.zeros((2, 3, 2))}, [part, part], [1, 1])
+
+
+@pytest.mark.parametrize("lengths", [(3, 3), (3, 4)])
+def test_outputs_without_the_rows_that_went_in_do_not_belong_together(lengths: tuple[int, int]) -> None:
+    parts = [request(1, length) for length in lengths]
+    with pytest.raises(InferenceFailed, match="rows for 2 records"):
+        PaddedCollation(PADDING).together({"total": np.zeros((3, 1))}, parts, [1, 1])

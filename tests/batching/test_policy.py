@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -347,3 +350,304 @@ def test_the_reply_of_a_part_that_cannot_be_put_in_place_is_an_error() -> None:
     (failed,) = outcomes
     assert isinstance(failed, InferenceFailed)
     assert isinstance(failed.__cause__, KeyError)
+
+
+def test_an_entry_is_given_up_wherever_it_is() -> None:
+    """Before it waits, while it does, while it runs, and when it is all over: the counts stay right."""
+    early, waits, runs, done, stays = (entry(2, nbytes=10) for _ in range(5))
+    early.cancel()
+    assert early.done
+    waiting = queue(runs, done)
+    batch_of(waiting)
+    done.end()
+    waiting.push(waits)
+    waiting.push(stays)
+    for given_up in (early, waits, runs, done) * 2:
+        given_up.cancel()
+        assert given_up.done
+        assert (waiting.rows, waiting.work, waiting.nbytes) in {(4, 4, 20), (2, 2, 10)}
+    assert (waits.tensors, waits.reply) == ({}, _nobody)
+    assert "x" in runs.tensors  # the batch that holds it may still be read
+    assert waiting.next_batch(0.0) == ([stays], 2, [])
+    assert (waiting.rows, waiting.work, waiting.nbytes) == (0, 0, 0)
+
+
+def test_an_urgent_entry_that_is_given_up_makes_others_wait_no_longer() -> None:
+    gone = entry(8, urgent=True)
+    waiting = queue(gone, entry(1), cost=CostModel(((1, 1.0), (4, 1.0))))
+    gone.cancel()
+    waiting.admit(1, 8, deadline_s=0.1, now_s=0.0, urgent=True)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_large_request_that_is_given_up_leaves_with_all_its_parts(cut: bool) -> None:
+    outcomes: list[Tensors | ByocError] = []
+    tensors: Tensors = {"x": np.zeros((9, 1))}
+    waiting = queue(limits=WIDE_LIMITS)
+    large = Join(tensors, 9, 1, 72, None, 0.0, 100.0, outcomes.append)
+    waiting.push(large)
+    parts = batch_of(waiting) if cut else []
+    large.cancel()
+    assert all(part.done for part in parts)
+    assert (waiting.rows, waiting.work, waiting.nbytes, outcomes) == (0, 0, 0, [])
+    assert waiting.next_batch(0.0) == ([], 0, [])
+
+
+class Watched(BatchQueue):
+    """Counts how often it is looked more closely at whether an entry may join."""
+
+    looks = 0
+
+    def admit(self, *arguments: Any, **keywords: Any) -> None:
+        self.looks += 1
+        super().admit(*arguments, **keywords)
+
+
+MILLISECOND_A_ROW = ((1, 0.001), (8, 0.008))
+"""40 ms, the calm 50 ms without the headroom, are those of 39 rows and one run."""
+
+
+def looks(
+    waits: int,
+    runs: int = 0,
+    contention: float = 1.0,
+    time_s: float = 10.0,
+    rungs: Sequence[tuple[int, float]] = MILLISECOND_A_ROW,
+    limits: QueueLimits = WIDE_LIMITS,
+) -> int:
+    """How often it is looked at one more entry, which is not refused."""
+    waiting = Watched(limits, FOUR_ROWS, CostModel(rungs))
+    if waits:
+        waiting.push(entry(waits))
+    waiting.enter(last := entry(deadline_s=100 + time_s), 100.0, runs, contention)
+    assert waiting.rows == waits + 1
+    assert last.waiting
+    return waiting.looks
+
+
+@pytest.mark.parametrize(
+    ("waits", "runs", "contention", "time_s", "expected"),
+    [
+        (0, 0, 1.0, 0.0, 0),  # an idle model refuses nothing
+        (0, 0, 8.0, -1.0, 0),
+        (39, 0, 1.0, 10.0, 0),
+        (40, 0, 1.0, 10.0, 1),
+        (0, 39, 1.0, 10.0, 0),
+        (0, 40, 1.0, 10.0, 1),
+        (20, 19, 1.0, 10.0, 0),
+        (20, 20, 1.0, 10.0, 1),
+        (20, 0, 2.0, 10.0, 1),
+        (78, 0, 0.5, 10.0, 0),
+        (79, 0, 0.5, 10.0, 1),
+        (1, 0, 1.0, 0.0625, 0),
+        (1, 0, 1.0, 0.03125, 1),
+    ],
+)
+def test_while_it_is_calm_nobody_looks_whether_there_is_time(
+    waits: int, runs: int, contention: float, time_s: float, expected: int
+) -> None:
+    assert looks(waits, runs, contention, time_s) == expected
+
+
+def test_with_unknown_speed_it_is_looked_at_a_short_time_only() -> None:
+    assert looks(10**5, rungs=()) == 0
+    assert looks(10**5, rungs=(), time_s=0.0) == 1
+
+
+def test_it_is_looked_again_as_soon_as_the_model_turns_out_dear() -> None:
+    cost = CostModel(MILLISECOND_A_ROW)
+    waiting = Watched(WIDE_LIMITS, FOUR_ROWS, cost)
+    waiting.push(entry(30))
+    waiting.enter(entry(), 0.0)
+    assert waiting.looks == 0
+    for _ in range(100):
+        cost.observe(1, 0.002)
+    waiting.follow_cost()
+    waiting.enter(entry(), 0.0)
+    assert waiting.looks == 1
+
+
+@pytest.mark.parametrize(("rows", "nbytes", "refused"), [(7, 900, False), (8, 900, True), (7, 901, True)])
+def test_calm_or_not_a_full_queue_takes_nothing(rows: int, nbytes: int, refused: bool) -> None:
+    waiting = queue(entry(3, nbytes=100), cost=CostModel(MILLISECOND_A_ROW))
+    last = entry(rows, nbytes=nbytes)
+    if not refused:
+        waiting.enter(last, 0.0)
+        assert (waiting.rows, waiting.nbytes) == (10, 1000)
+        return
+    with pytest.raises(Overloaded, match="the queue is full: 3 records are waiting"):
+        waiting.enter(last, 0.0)
+    assert (waiting.rows, waiting.work, waiting.nbytes) == (3, 3, 100)
+    assert not last.waiting
+
+
+def test_a_full_queue_takes_what_runs_next_to_nothing() -> None:
+    """What no queue could hold may run on an idle model, and not beside anything that runs."""
+    large = entry(100, nbytes=10**6)
+    queue().enter(large, 0.0)
+    with pytest.raises(Overloaded):
+        queue().enter(entry(100, nbytes=10**6), 0.0, running_work=1)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    waits=st.integers(0, 30),
+    urgent_waits=st.integers(0, 30),
+    runs=st.integers(0, 30),
+    rows=st.integers(1, 8),
+    nbytes=st.integers(1, 80),
+    time_s=st.floats(0, 0.2),
+    contention=st.sampled_from([0.25, 0.5, 1.0, 2.0, 8.0]),
+    first_s=st.floats(1e-4, 0.1),
+    gain=st.floats(0.1, 1.0),
+    urgent=st.booleans(),
+)
+def test_who_may_not_join_is_who_a_closer_look_refuses(
+    waits: int,
+    urgent_waits: int,
+    runs: int,
+    rows: int,
+    nbytes: int,
+    time_s: float,
+    contention: float,
+    first_s: float,
+    gain: float,
+    urgent: bool,
+) -> None:
+    """Whatever the short way leaves out changes nothing, for the same reason and the same time to come again."""
+    cost = CostModel(((1, first_s), (8, max(1.0, 8 * gain) * first_s)))
+    limits = QueueLimits(max_rows=60, max_bytes=100)
+    waiting = queue(limits=limits, cost=cost)
+    for count, is_urgent in ((waits, False), (urgent_waits, True)):
+        if count:
+            waiting.push(entry(count, urgent=is_urgent))
+    refusals: list[tuple[str, int | None] | None] = []
+    last = entry(rows, nbytes=nbytes, deadline_s=50 + time_s, urgent=urgent)
+    ways: list[Callable[[], None]] = [
+        lambda: waiting.admit(rows, nbytes, 50 + time_s, 50.0, runs, contention, urgent),
+        lambda: waiting.enter(last, 50.0, runs, contention),
+    ]
+    for join in ways:
+        try:
+            join()
+        except Overloaded as refusal:
+            refusals.append((refusal.message, refusal.retry_after_s))
+        else:
+            refusals.append(None)
+    assert refusals[0] == refusals[1]
+    assert last.waiting is (refusals[1] is None)
+
+
+class WholeQueueMachine(RuleBasedStateMachine):
+    """All that waits is taken at once where that may be; the closer look at the same entries finds the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        bounds = BatchBounds(6, 8)
+        self.queues = [BatchQueue(WIDE_LIMITS, bounds, UNKNOWN, uniform=uniform) for uniform in (True, False)]
+        self.entries: list[list[Entry]] = [[], []]
+        self.now_s = 0.0
+
+    def join(self, twins: Sequence[Entry]) -> None:
+        for number, (waiting, twin) in enumerate(zip(self.queues, twins, strict=True)):
+            waiting.push(twin)
+            self.entries[number].append(twin)
+
+    @rule(rows=st.integers(1, 7), life_s=st.floats(0.1, 5), urgent=st.sampled_from([False, False, False, True]))
+    def push(self, rows: int, life_s: float, urgent: bool) -> None:
+        self.join([entry(rows, None, self.now_s + life_s, 8, 1, self.now_s, urgent) for _ in self.queues])
+
+    @rule(rows=st.integers(1, 14), life_s=st.floats(0.1, 5))
+    def push_large(self, rows: int, life_s: float) -> None:
+        tensors: Tensors = {"x": np.zeros((rows, 1), np.float32)}
+        end_s = self.now_s + life_s
+        self.join([Join(tensors, rows, 1, 4 * rows, None, self.now_s, end_s, _nobody) for _ in self.queues])
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if self.entries[0]:
+            number = data.draw(st.integers(0, len(self.entries[0]) - 1))
+            for entries in self.entries:
+                entries[number].cancel()
+
+    @rule(seconds=st.floats(0, 2))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @rule()
+    def take(self) -> None:
+        taken = []
+        for waiting, entries in zip(self.queues, self.entries, strict=True):
+            batch, work, expired = waiting.next_batch(self.now_s)
+            numbers = {id(one): number for number, one in enumerate(entries)}
+            shown = [[(numbers.get(id(one), -1), one.rows, one.waiting) for one in some] for some in (batch, expired)]
+            taken.append((shown, work, bool(waiting)))
+        assert taken[0] == taken[1]
+
+    @invariant()
+    def counts_agree(self) -> None:
+        counts = [(waiting.rows, waiting.work, waiting.nbytes, waiting.full) for waiting in self.queues]
+        assert counts[0] == counts[1]
+
+    def teardown(self) -> None:
+        self.now_s += 10
+        for waiting in self.queues:
+            while waiting:
+                waiting.next_batch(self.now_s)
+            assert (waiting.rows, waiting.work, waiting.nbytes) == (0, 0, 0)
+
+
+TestWholeQueueMachine = WholeQueueMachine.TestCase
+TestWholeQueueMachine.settings = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def uniform(*entries: Entry, bounds: BatchBounds = FOUR_ROWS) -> BatchQueue:
+    waiting = BatchQueue(WIDE_LIMITS, bounds, UNKNOWN, uniform=True)
+    for one in entries:
+        waiting.push(one)
+    return waiting
+
+
+def test_all_that_waits_is_one_batch_where_it_fits() -> None:
+    entries = [entry(2), entry(1), entry(1)]
+    waiting = uniform(*entries)
+    assert waiting.next_batch(0.0) == (entries, 4, [])
+    assert not waiting
+    assert (waiting.rows, waiting.work, waiting.nbytes) == (0, 0, 0)
+    assert not any(one.waiting for one in entries)
+    for one in entries:  # gone from the queue: it is not counted twice
+        one.cancel()
+    waiting.push(last := entry())
+    assert (waiting.rows, waiting.work, waiting.nbytes) == (1, 1, 8)
+    assert waiting.next_batch(0.0) == ([last], 1, [])
+    assert waiting.next_batch(0.0) == ([], 0, [])
+
+
+@pytest.mark.parametrize("bounds", [BatchBounds(3, 100), BatchBounds(100, 3)])
+def test_more_than_a_batch_is_not_one(bounds: BatchBounds) -> None:
+    entries = [entry(2), entry(2)]
+    waiting = uniform(*entries, bounds=bounds)
+    assert waiting.next_batch(0.0) == (entries[:1], 2, [])
+    assert waiting.rows == 2
+
+
+@pytest.mark.parametrize("what", ["given up", "too late", "urgent", "large"])
+def test_what_must_be_looked_at_is_not_taken_as_it_is(what: str) -> None:
+    first, last = entry(), entry()
+    tensors: Tensors = {"x": np.zeros((2, 1))}
+    odd = entry(2, deadline_s=5.0, urgent=what == "urgent")
+    if what == "large":
+        odd = Join(tensors, 2, 1, 16, None, 0.0, 100.0, _nobody)
+    waiting = uniform(first, odd, last)
+    if what == "given up":
+        odd.cancel()
+    batch, work, expired = waiting.next_batch(5.0 if what == "too late" else 0.0)
+    assert expired == ([odd] if what == "too late" else [])
+    assert work == (4 if what in ("urgent", "large") else 2)
+    if what == "large":
+        assert [one.rows for one in batch] == [1, 2, 1]
+        assert odd not in batch  # but a part of it
+    else:
+        assert batch == ([odd, first, last] if what == "urgent" else [first, last])
+    assert not waiting
+    assert (waiting.rows, waiting.work, waiting.nbytes) == (0, 0, 0)

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 import pytest
 
-from byoc_server.codecs.base import DecodeOptions
-from byoc_server.codecs.json import decode, encode
+from byoc_server.codecs.base import DecodeOptions, Decoder, Enveloped
+from byoc_server.codecs.json import decode, decoder, encode
 from byoc_server.errors import InvalidPayload, TensorsTooLarge
 from byoc_server.types import BatchAxis, Signature
 from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, assert_same, one, several, spec, texts
@@ -594,3 +594,67 @@ def test_large_integers_beside_floats_keep_every_digit() -> None:
 @pytest.mark.parametrize("body", [b'{"keys": [0, 2], "shape": [4], "values": [5, 1]}', b'{"values": [5, 0, 1, 0]}'])
 def test_a_value_object_may_be_the_whole_body(body: bytes) -> None:
     assert read(body, one()).tolist() == [[5, 0, 1, 0]]
+
+
+def test_a_decoder_keeps_nothing_of_what_it_read() -> None:
+    """Whatever came before, good or bad, each body is read as if it were the first, into memory of its own."""
+    signature = one()
+    read_body = decoder(signature, OPTIONS)
+    bodies = [
+        b'{"instances": [[1, 2, 3, 4], [5, 6, 7, 8]]}',
+        b'{"instances": [[1, 2, 3, 4], [5, 6, 7]]}',
+        b'{"instances": [[9, 9, 9, 9]]}',
+        b'{"instances": [[1, 2, 3, "4"]]}',
+        b'{"instances": [[1, 2, 3, null]]}',
+        b'{"instances": [[1, 2, 3, 1e300]]}',
+        b'{"instances": []}',
+        b'{"instances": 5}',
+        b'{"instances": "1234"}',
+        b'{"instances": {"x": [1, 2, 3, 4]}}',
+        b'{"inputs": [[1, 2, 3, 4]]}',
+        b'{"id": "7", "inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}',
+        b"[[1, 2, 3, 4]]",
+        b'"x"',
+        b"5",
+        b"{",
+        b"",
+        b'{"instances": [[NaN, 2, 3, 4]]}',
+        b'{"instances": [' + b"[1, 2, 3, 4]," * 20_000 + b"[1, 2, 3, 4]]}",
+    ]
+
+    def outcome(body: bytes, read_one: Decoder) -> object:
+        try:
+            decoded = read_one(body)
+        except InvalidPayload as error:
+            return error.message, error.details
+        envelope = decoded.envelope if isinstance(decoded, Enveloped) else None
+        (array,) = tensors_of(decoded).values()
+        return envelope, array.dtype, array.shape, array.tobytes()
+
+    for body in [*bodies, *reversed(bodies), *bodies]:
+        assert outcome(body, read_body) == outcome(body, decoder(signature, OPTIONS))
+    first, second = (tensors_of(read_body(bodies[0]))["x"] for _ in range(2))
+    assert not np.shares_memory(first, second)
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        one(shape=(None, None)),
+        one("string", (None, 1)),
+        one("bool", (None, 1)),
+        one(shape=(1,), batch_axis=ABSENT),
+        TWO,
+    ],
+)
+def test_a_decoder_of_what_is_no_row_of_numbers_reads_the_same(signature: Signature) -> None:
+    read_body = decoder(signature, OPTIONS)
+    values = {"string": ["a"], "bool": [True]}.get(signature.inputs[0].dtype_name, [1])
+    for _ in range(2):
+        document: object = {"instances": [{"a": [1, 2], "b": 3}]} if len(signature.inputs) > 1 else {"inputs": [values]}
+        if not signature.batched:
+            document = {"inputs": values}
+        received = tensors_of(read_body(orjson.dumps(document)))
+        expected = tensors_of(decode(orjson.dumps(document), signature, OPTIONS))
+        for name, array in expected.items():
+            assert_same(received[name], array)

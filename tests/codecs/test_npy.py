@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import pickle  # noqa: TID251  # to show that nothing here is unpickled
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.lib import format as npy_format
 
-from byoc_server.codecs.npy import decode, encode
-from byoc_server.errors import InvalidPayload, NotAcceptable
-from byoc_server.types import Array, BatchAxis, Signature
+from byoc_server.codecs import npy
+from byoc_server.codecs.base import DecodeOptions
+from byoc_server.codecs.npy import decode, decoder, encode
+from byoc_server.errors import ByocError, InvalidPayload, NotAcceptable
+from byoc_server.types import Array, BatchAxis, Signature, Tensors
 from tests.codecs.signatures import ABSENT, ENCODE, OPTIONS, assert_same, one, several, texts
 
 
@@ -422,3 +428,141 @@ def test_integers_beyond_what_a_float_can_tell_apart_are_refused(dtype: type, va
     assert good["x"].tolist() == [[value - 1]]
     with pytest.raises(InvalidPayload):
         decode(saved(np.array([[value]], dtype)), one("int64", (None, 1)), OPTIONS)
+
+
+def outcome(read_body: Any, body: bytes) -> tuple[Any, ...]:
+    """What comes of a body, in a form that can be compared."""
+    try:
+        tensors = read_body(body)
+    except ByocError as error:
+        return type(error), error.message, error.details
+    numbers = [array for array in tensors.values() if not array.dtype.hasobject]
+    assert all(a.flags.aligned and a.flags.c_contiguous and a.dtype.isnative for a in numbers)
+    return tuple(
+        (name, a.dtype, a.shape, a.tolist() if a.dtype.hasobject else a.tobytes()) for name, a in tensors.items()
+    )
+
+
+def padded(array: Array, header_bytes: int) -> bytes:
+    """An array behind a header of so many bytes."""
+    order = not array.flags.c_contiguous
+    text = f"{{'descr': {array.dtype.str!r}, 'fortran_order': {order}, 'shape': {array.shape}}}"
+    return forged(text.ljust(header_bytes - 11) + "\n", array.tobytes("F" if order else "C"))
+
+
+@st.composite
+def arrays_of_any_kind(draw: st.DrawFn) -> Array:
+    dtype = draw(st.sampled_from(["<f4", "<f4", "<f4", ">f4", "<f8", "<i4", ">i8", "|i1", "|b1", "<f2", "<c8", "<U2"]))
+    shape = draw(st.sampled_from([(1, 4), (2, 4), (2, 4), (4,), (3, 4), (4, 1), (1, 2, 2), ()]))
+    values = np.resize(np.array(draw(st.lists(st.integers(0, 100), min_size=1, max_size=4))), shape)
+    array = values.astype(dtype)
+    return np.asfortranarray(array) if draw(st.integers(0, 4)) == 0 else array
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> list[bytes]:
+    """Bodies in any order, many of which have a header that has come before, with other values or of other length."""
+    drawn: list[bytes] = []
+    for _ in range(draw(st.integers(1, 8))):
+        if draw(st.booleans()) and drawn:
+            body = draw(st.sampled_from(drawn))
+            end = draw(st.sampled_from([len(body), len(body), len(body) - 1, len(body) - 4, 128, 127, 100, 64, 7, 0]))
+            more = draw(st.sampled_from([b"", b"", b"", b"\0", bytes(4), bytes(16)]))
+            body = body[: min(end, len(body))] + more
+            if draw(st.booleans()) and len(body) > 128:
+                body = body[:128] + draw(st.binary(min_size=len(body) - 128, max_size=len(body) - 128))
+        else:
+            header_bytes = draw(st.sampled_from([128, 128, 128, 96, 192, 256, 129]))
+            array = draw(arrays_of_any_kind())
+            body = saved(array) if draw(st.booleans()) else padded(array, header_bytes)
+        drawn.append(body)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        one(),
+        one(shape=(None, None)),
+        one(shape=(None, 1)),
+        one("int32"),
+        one("bool"),
+        one("string", (None, 4)),
+        one(shape=(2, 4), batch_axis=ABSENT),
+        one(shape=(4, 4), batch_axis=BatchAxis.FIXED),
+        TWO,
+    ],
+    ids=lambda signature: " ".join(spec.describe() for spec in signature.inputs),
+)
+def test_a_decoder_gives_what_decode_gives_whatever_came_before(signature: Signature) -> None:
+    @settings(deadline=None, max_examples=120, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(bodies())
+    def law(received: list[bytes]) -> None:
+        read_body = decoder(signature, OPTIONS)
+        for body in received:
+            assert outcome(read_body, body) == outcome(lambda body: decode(body, signature, OPTIONS), body)
+
+    law()
+
+
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with every body that is looked at as a whole: of their lengths."""
+    looks: list[int] = []
+
+    def counted(body: bytes, signature: Signature, options: DecodeOptions) -> Tensors:
+        looks.append(len(body))
+        return decode(body, signature, options)
+
+    monkeypatch.setattr(npy, "decode", counted)
+    return looks
+
+
+def test_a_header_that_came_before_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is the data copied: each answer is a view of its own body."""
+    read_body, looks = decoder(one(), OPTIONS), count_looks(monkeypatch)
+    for number in range(4):
+        body = saved(np.full((2, 4), number, np.float32))
+        (array,) = cast(Tensors, read_body(body)).values()
+        assert_same(array, np.full((2, 4), number, np.float32))
+        assert np.shares_memory(array, np.frombuffer(body, np.uint8))
+        assert not array.flags.writeable
+        assert len(looks) == 1
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        GRID.astype(np.float64),
+        GRID.astype(">f4"),
+        np.asfortranarray(GRID.astype(np.float32)),
+        np.zeros(4, np.float32),  # one record without its axis
+        np.ones(2, [("x", "f4", (4,))]),
+    ],
+    ids=["dtype", "byte order", "layout", "shape", "structured"],
+)
+def test_what_has_to_be_made_to_fit_is_looked_at_every_time(array: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_body, looks = decoder(one(), OPTIONS), count_looks(monkeypatch)
+    expected = decode(saved(array), one(), OPTIONS)["x"]
+    for _ in range(3):
+        assert_same(cast(Tensors, read_body(saved(array)))["x"], expected)
+    assert len(looks) == 3
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b[:-16], lambda b: b + b"\0", lambda b: b + bytes(16)])
+def test_a_known_header_before_too_little_or_too_much_is_refused(change: Callable[[bytes], bytes]) -> None:
+    read_body, body = decoder(one(), OPTIONS), saved(GRID.astype(np.float32))
+    read_body(body)
+    with pytest.raises(InvalidPayload, match=r"declares shape \[2, 4\] of float32, 32 bytes; the file has"):
+        read_body(change(body))
+    assert_same(cast(Tensors, read_body(body))["x"], GRID.astype(np.float32))
+
+
+def test_only_so_many_headers_are_remembered() -> None:
+    """An attacker gets no more, and everyone the right answer."""
+    read_body = decoder(one(), OPTIONS)
+    for _ in range(2):
+        for rows in range(1, 400):
+            array = np.full((rows, 4), rows, np.float32)
+            assert_same(cast(Tensors, read_body(saved(array)))["x"], array)
+    known = inspect.getclosurevars(read_body).nonlocals["known"]
+    assert len(known) == 32
