@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
-from byoc_server.batching.policy import Reply, Together
+from byoc_server.batching.entry import Reply, Together
 from byoc_server.config import Settings
 from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.http import app

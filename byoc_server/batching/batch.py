@@ -10,7 +10,7 @@ from typing import Protocol
 
 from byoc_server.batching.collate import Collation, Infer, split
 from byoc_server.batching.device import Source
-from byoc_server.batching.policy import Entry, Together
+from byoc_server.batching.entry import Entry, Together
 from byoc_server.errors import ByocError, DeadlineExceeded, InferenceFailed
 from byoc_server.types import Tensors
 

@@ -23,9 +23,10 @@ from byoc_server.batching.batch import EntryBatch, answer, overdue
 from byoc_server.batching.collate import Collation, Infer
 from byoc_server.batching.cost import CostModel
 from byoc_server.batching.device import Batch, DeviceScheduler
+from byoc_server.batching.entry import Entry, Reply, Together
 from byoc_server.batching.join import Join
 from byoc_server.batching.loop_guard import INLINE_SECONDS, LoopGuard
-from byoc_server.batching.policy import BatchBounds, BatchQueue, Entry, QueueLimits, Reply, Together
+from byoc_server.batching.policy import BatchBounds, BatchQueue, QueueLimits
 from byoc_server.types import Tensors, tensor_bytes
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from byoc_server.batching.policy import Entry, LargeEntry, Reply
+from byoc_server.batching.entry import Entry, LargeEntry, Reply
 from byoc_server.errors import ByocError, InferenceFailed
 from byoc_server.types import Tensors, tensor_bytes
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from byoc_server.batching.batcher import Cancel
-from byoc_server.batching.policy import Reply, Together
+from byoc_server.batching.entry import Reply, Together
 from byoc_server.errors import GpuUnavailable, NotReady, Unavailable
 from byoc_server.models.adapter import Adapter
 from byoc_server.types import Tensors

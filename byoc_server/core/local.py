@@ -11,7 +11,7 @@ from byoc_server.batching.batcher import Batcher, Cancel
 from byoc_server.batching.collate import Infer as ModelInfer
 from byoc_server.batching.cost import CostModel
 from byoc_server.batching.device import DeviceScheduler
-from byoc_server.batching.policy import QueueLimits, Reply, Together
+from byoc_server.batching.policy import QueueLimits
 from byoc_server.batching.worker_thread import WorkerThread
 from byoc_server.core.client import Infer, ModelState, ModelStatus
 from byoc_server.errors import GpuUnavailable, ModelLoadError, StartupError
@@ -105,16 +105,7 @@ class LocalClient:
             self._model.close()
         return idle
 
-    def _refuse(
-        self,
-        tensors: Tensors,
-        rows: int,
-        reply: Reply,
-        deadline_s: float,
-        *,
-        urgent: bool = False,
-        together: Together | None = None,
-    ) -> Cancel:
+    def _refuse(self, *_: object, **__: object) -> Cancel:
         """See ``infer``; there is no model."""
         raise self._status.refusal()
 

@@ -13,7 +13,7 @@ import orjson
 
 from byoc_server.batching.batcher import Cancel
 from byoc_server.batching.collate import split
-from byoc_server.batching.policy import Reply, Together
+from byoc_server.batching.entry import Reply, Together
 from byoc_server.core.client import ModelState
 from byoc_server.core.frame import URGENT, Frame, Kind, frame
 from byoc_server.core.handshake import HandshakeError, introduce, meet

@@ -24,7 +24,7 @@ from typing import TypeVar, cast
 
 from byoc_server.batching.batcher import Cancel
 from byoc_server.batching.collate import split
-from byoc_server.batching.policy import Reply, Together
+from byoc_server.batching.entry import Reply, Together
 from byoc_server.codecs.base import Answer, Envelope, Enveloped, all_codecs
 from byoc_server.config import MIB, Settings
 from byoc_server.core.client import InferenceClient

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from byoc_server.batching.cost import CostModel
+from byoc_server.batching.entry import Entry
 from byoc_server.batching.join import Join
-from byoc_server.batching.policy import BatchBounds, BatchQueue, Entry, QueueLimits, _nobody
+from byoc_server.batching.policy import BatchBounds, BatchQueue, QueueLimits, _nobody
 from byoc_server.errors import ByocError, InferenceFailed, Overloaded
 from byoc_server.types import Tensors
 

@@ -18,8 +18,9 @@ from byoc_server.batching.batcher import Batcher
 from byoc_server.batching.collate import Collation, Infer, RowCollation
 from byoc_server.batching.cost import CostModel
 from byoc_server.batching.device import DeviceScheduler
+from byoc_server.batching.entry import Entry, Reply
 from byoc_server.batching.lengths import PaddedCollation, PaddedInput, Padding
-from byoc_server.batching.policy import BatchBounds, Entry, QueueLimits, Reply
+from byoc_server.batching.policy import BatchBounds, QueueLimits
 from byoc_server.batching.worker_thread import WorkerThread
 from byoc_server.errors import ByocError, DeadlineExceeded, InferenceFailed
 from byoc_server.types import Array, BatchAxis, Signature, Tensors, TensorSpec

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from byoc_server.batching.collate import split, stack
-from byoc_server.batching.policy import BatchBounds, Reply, Together
+from byoc_server.batching.entry import Reply, Together
+from byoc_server.batching.policy import BatchBounds
 from byoc_server.core.frame import Frame, FrameError
 from byoc_server.core.layout import TensorLayout
 from byoc_server.core.tensor_channel import SHARED_FROM_BYTES

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from byoc_server.batching.policy import Reply
+from byoc_server.batching.entry import Reply
 from byoc_server.config import Settings
 from byoc_server.core.client import ModelState, ModelStatus
 from byoc_server.errors import InvalidPayload, Overloaded, PayloadTooLarge, UnsupportedContentEncoding

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from byoc_server.batching.policy import Reply
+from byoc_server.batching.entry import Reply
 from byoc_server.codecs import base
 from byoc_server.config import Settings
 from byoc_server.core.client import ModelState, ModelStatus

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from byoc_server.batching.entry import Entry
 from byoc_server.batching.join import Join
-from byoc_server.batching.policy import Entry
 from byoc_server.config import Settings
 from byoc_server.core.local import LocalClient
 from byoc_server.engines.base import EngineOptions

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pytest
 
-from byoc_server.batching.policy import Reply, Together
+from byoc_server.batching.entry import Reply, Together
 from byoc_server.codecs import csv as csv_codec
 from byoc_server.codecs import json as json_codec
 from byoc_server.codecs import jsonlines as jsonlines_codec
