@@ -66,7 +66,6 @@ class EchoClient:
         rows: int,
         reply: Reply,
         deadline_s: float,
-        *,
         urgent: bool = False,
         together: Together | None = None,
     ) -> Callable[[], None]:

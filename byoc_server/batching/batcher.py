@@ -99,7 +99,6 @@ class Batcher:
         rows: int,
         reply: Reply,
         deadline_s: float,
-        *,
         urgent: bool = False,
         together: Together | None = None,
     ) -> Cancel:
@@ -116,8 +115,8 @@ class Batcher:
         Raises:
             Overloaded: refused at once.
         """
-        queue = self._queue
-        now_s = self._clock()
+        queue, clock = self._queue, self._clock
+        now_s = clock()
         key, length, nbytes = None, 1, rows * self._record_bytes
         if not nbytes:
             collation = self._collation

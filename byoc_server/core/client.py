@@ -49,7 +49,6 @@ class Infer(Protocol):
         rows: int,
         reply: Reply,
         deadline_s: float,
-        *,
         urgent: bool = False,
         together: Together | None = None,
     ) -> Cancel:

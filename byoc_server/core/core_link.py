@@ -97,7 +97,6 @@ class CoreLink:
         rows: int,
         reply: Reply,
         deadline_s: float,
-        *,
         urgent: bool = False,
         together: Together | None = None,
     ) -> Cancel:

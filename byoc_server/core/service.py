@@ -166,7 +166,7 @@ class _Front:
             for number, deadline_s, tensors in self.channel.receive(received):
                 try:
                     reply = _Reply(self, number)
-                    requests[number] = infer(tensors, rows, reply, deadline_s, urgent=urgent, together=self._together)
+                    requests[number] = infer(tensors, rows, reply, deadline_s, urgent, self._together)
                 except ByocError as error:
                     self._send_error(number, error)
         elif kind == Kind.CANCEL:

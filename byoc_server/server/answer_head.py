@@ -25,7 +25,7 @@ class AnswerHeads:
         self._defaults: list[Header] | None = None
         self._known: dict[tuple[int, tuple[Header, ...]], bytes] = {}
 
-    def write(self, response: Response, *, keep_alive: bool) -> bytes:
+    def write(self, response: Response, keep_alive: bool) -> bytes:
         """Write the head of an answer, whose headers are its own and need no check."""
         if self._server_state.default_headers is not self._defaults:
             self._defaults = self._server_state.default_headers

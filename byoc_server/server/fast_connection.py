@@ -45,11 +45,13 @@ class FastRequest:
         chunks: of the body, as they came.
         whole: the body is complete.
         submitted: nothing of it is to be read or submitted any more.
+        answer: takes the answer.
         give_up: gives up what was submitted.
         connection: whose request it is; ``None`` once that is lost.
     """
 
     __slots__ = (
+        "answer",
         "arrived_s",
         "calm",
         "chunks",
@@ -65,6 +67,7 @@ class FastRequest:
 
     def __init__(self, connection: FastConnection) -> None:
         self.connection: FastConnection | None = connection
+        self.answer = connection.answer
         self.response_complete = self.submitted = True
         self.calm = False
         self.keep_alive = True
@@ -74,6 +77,11 @@ class FastRequest:
         self.chunks: list[bytes] = []
         self.whole = False
         self.give_up: Cancel | None = None
+
+    def let_go(self) -> None:
+        """Forget the connection, which is lost: it leads back here."""
+        self.connection = None
+        del self.answer
 
     def cancel(self, msg: object = None) -> None:
         """Called by the server when it waits no longer, in a loop over what this will be removed from."""
@@ -117,7 +125,7 @@ class FastConnection(Connection):
             self._leave_lane()
         if self.cycle is self._as_cycle:
             self.cycle = None  # type: ignore[assignment]  # as in the base class before the first request
-        self._fast.connection = None
+        self._fast.let_go()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -127,7 +135,8 @@ class FastConnection(Connection):
             fast.calm = False
             super().data_received(data)
             return
-        known = self._find_head(data)
+        find_head, infer = self._find_head, self._infer  # an attribute that is called at once costs twice as much
+        known = find_head(data)
         if known is None:
             fast.calm = False
             self._sole_read = data
@@ -141,7 +150,7 @@ class FastConnection(Connection):
         fast.keep_alive = fast.whole = True
         fast.response_complete = False
         self.cycle = self._as_cycle
-        give_up = self._infer(known.head, fast.arrived_s, data[known.head_bytes :], self._answer)
+        give_up = infer(known.head, fast.arrived_s, data[known.head_bytes :], fast.answer)
         if not fast.response_complete:
             fast.give_up = give_up
 
@@ -218,7 +227,7 @@ class FastConnection(Connection):
         assert head is not None  # a ping is answered as soon as it is there
         self._leave_lane()
         fast.keep_alive = False
-        self._lane.end(head, fast.arrived_s, self._answer)
+        self._lane.end(head, fast.arrived_s, fast.answer)
 
     def _await_request(self) -> None:
         super()._await_request()
@@ -280,20 +289,21 @@ class FastConnection(Connection):
         fast = self._fast
         fast.submitted = True
         if fast.head is None:
-            self._answer(self._lane.answer_ping())
+            self.answer(self._lane.answer_ping())
             return
-        give_up = self._infer(fast.head, fast.arrived_s, body, self._answer)
+        give_up = self._infer(fast.head, fast.arrived_s, body, fast.answer)
         if not fast.response_complete:
             fast.give_up = give_up
 
-    def _answer(self, response: Response) -> None:
+    def answer(self, response: Response) -> None:
+        """Take the answer to the request in the fast lane."""
         fast, transport = self._fast, self._joining
         fast.response_complete = True
         fast.give_up = None
         if transport.is_closing():  # something invalid came behind the request
             self.tasks.discard(self._as_task)
             return
-        transport.write_answer(self._answer_heads.write(response, keep_alive=fast.keep_alive), response.body)
+        transport.write_answer(self._answer_heads.write(response, fast.keep_alive), response.body)
         if fast.calm and fast.keep_alive:  # as below, without the looks
             self._idle_since_s = self.loop.time()
             if self.timeout_keep_alive_task is None:

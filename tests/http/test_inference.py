@@ -49,7 +49,6 @@ class Client:
         rows: int,
         reply: Reply,
         deadline_s: float,
-        *,
         urgent: bool = False,
         together: Any = None,
     ) -> Any:

@@ -70,7 +70,6 @@ class ModelClient:
         rows: int,
         reply: Reply,
         deadline_s: float,
-        *,
         urgent: bool = False,
         together: Together | None = None,
     ) -> Callable[[], None]:
