@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -61,19 +62,20 @@ def decoder(signature: Signature, options: DecodeOptions) -> Decoder:
     spec = signature.sole_input
     if spec is None:
         return partial(decode, signature=signature, options=options)
-    name, ndarray = spec.name, np.ndarray
-    known: dict[bytes, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
+    name, frombuffer = spec.name, np.frombuffer
+    known: dict[bytes, tuple[int, np.dtype[Any], int]] = {}
 
     def decode_known(body: bytes) -> Tensors:
         like = known.get(body[:_USUAL_HEADER_BYTES])
         if like is not None and like[0] == len(body):
-            return {name: ndarray(like[1], like[2], body, _USUAL_HEADER_BYTES)}
+            return {name: frombuffer(body, like[1], like[2], _USUAL_HEADER_BYTES)}
         tensors = decode(body, signature, options)
         array = tensors[name]
         base: object = array.base
-        as_it_lies = base is body and array.flags.c_contiguous
+        as_it_lies = base is body and array.flags.c_contiguous and array.ndim > 0
         if as_it_lies and len(body) - array.nbytes == _USUAL_HEADER_BYTES and len(known) < _MOST_HEADERS:
-            known[body[:_USUAL_HEADER_BYTES]] = len(body), array.shape, array.dtype
+            row = np.dtype((array.dtype, array.shape[1:]))  # the quickest way to an array of that shape
+            known[body[:_USUAL_HEADER_BYTES]] = len(body), row, len(array)
         return tensors
 
     return decode_known
@@ -192,12 +194,9 @@ def encode_each(
         return None
     data, row_bytes = array.tobytes(), array.nbytes // len(array)
     dtype, record_shape = array.dtype.str, array.shape[1:]
-    place, answers = 0, []
-    for count in counts:
-        end = place + count * row_bytes
-        answers.append(_header(dtype, (count, *record_shape)) + data[place:end])
-        place = end
-    return answers
+    headers = {count: _header(dtype, (count, *record_shape)) for count in {*counts}}
+    bounds = pairwise(accumulate(counts, initial=0))
+    return [headers[end - begin] + data[begin * row_bytes : end * row_bytes] for begin, end in bounds]
 
 
 def storable(array: Array) -> Array:
