@@ -177,7 +177,7 @@ def _answer_together(together: Together, entries: Sequence[Entry], outputs: Tens
             answer(entry, own)
         return
     for entry in entries:
-        entry.end()
+        entry.done = True  # as ``end`` does; none of them runs in parts
     together([entry.reply for entry in entries], outputs, counts)
 
 

@@ -131,7 +131,7 @@ class Batcher:
             self._look_at(deadline_s, now_s)
         if not self._scheduled:
             self._schedule()
-        return entry.cancel
+        return entry
 
     @property
     def waiting(self) -> bool:

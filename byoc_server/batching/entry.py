@@ -26,7 +26,7 @@ class Queue(Protocol):
 
 
 class Entry:
-    """One request, or a part of a large one, on its way through the queue.
+    """One request, or a part of a large one, on its way through the queue. Called to give it up, as ``cancel``.
 
     Attributes:
         tensors: inputs, N rows each.
@@ -91,6 +91,10 @@ class Entry:
     def end(self) -> None:
         """Take note that it is answered or given up."""
         self.done = True
+
+    def __call__(self) -> None:
+        """See ``cancel``: an entry is its own ``Cancel``, as one more object a request would cost."""
+        self.cancel()
 
     def cancel(self) -> None:
         """Give it up. Late or twice does no harm."""

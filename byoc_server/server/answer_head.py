@@ -24,14 +24,21 @@ class AnswerHeads:
         self._server_state = server_state
         self._defaults: list[Header] | None = None
         self._known: dict[tuple[int, tuple[Header, ...]], bytes] = {}
+        self._latest: tuple[Header, ...] | None = None
+        self._latest_status = 0
+        self._latest_beginning = b""
 
     def write(self, response: Response, keep_alive: bool) -> bytes:
         """Write the head of an answer, whose headers are its own and need no check."""
         if self._server_state.default_headers is not self._defaults:
             self._defaults = self._server_state.default_headers
             self._known.clear()
-        beginning = self._known.get((response.status, response.headers)) or self._begin(response)
-        return b"%b%d%b" % (beginning, len(response.body), _END if keep_alive else _CLOSE)
+            self._latest = None
+        if response.headers is not self._latest or response.status != self._latest_status:
+            known = self._known.get((response.status, response.headers))
+            self._latest_beginning = known or self._begin(response)
+            self._latest, self._latest_status = response.headers, response.status
+        return b"%b%d%b" % (self._latest_beginning, len(response.body), _END if keep_alive else _CLOSE)
 
     def _begin(self, response: Response) -> bytes:
         """Write all that stands before the length."""
