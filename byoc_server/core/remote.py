@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from byoc_server.batching.batcher import Cancel
 from byoc_server.core.client import Infer, ModelState, ModelStatus
 from byoc_server.core.core_link import CoreLink
 from byoc_server.core.handshake import Meeting
@@ -52,6 +54,8 @@ class RemoteClient:
         self._told_ready = False
         self._settled = asyncio.Event()
         self._links = [CoreLink(address, meeting.secret, memory_bytes, self._changed) for address in meeting.addresses]
+        self.infer: Infer = self._links[0].infer if len(self._links) == 1 else self._infer_on_idlest
+        """Runs one request; see ``InferenceClient.infer``."""
         self._status = self._links[0].status
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -66,15 +70,6 @@ class RemoteClient:
         if self._served is None:
             raise self._status.refusal()
         return self._served
-
-    @property
-    def infer(self) -> Infer:
-        """Runs one request on the core with the least to do."""
-        links = self._links
-        if len(links) > 1:
-            links = [link for link in links if link.status.state is ModelState.READY] or links
-            return min(links, key=lambda link: link.rows).infer
-        return links[0].infer
 
     def start(self) -> None:
         """Look for the core processes, now and whenever one has ended."""
@@ -95,6 +90,11 @@ class RemoteClient:
         for link in self._links:
             link.close()
         return True
+
+    def _infer_on_idlest(self, *arguments: Any, **keywords: Any) -> Cancel:
+        """Run one request on the core with the least to do."""
+        links = [link for link in self._links if link.status.state is ModelState.READY] or self._links
+        return min(links, key=lambda link: link.rows).infer(*arguments, **keywords)
 
     def _changed(self) -> None:
         """Some core process has changed its state."""
