@@ -243,7 +243,7 @@ class Lane:
         transport.protocol = connection
         connection.connection_made(transport)
         waiting = list(reversed(pieces))
-        at_rest = await self._settle(transport)
+        at_rest = await self._settle(connection, transport)
         while not transport.is_closing():
             if waiting and not transport.reading_paused:
                 connection.data_received(waiting.pop())
@@ -251,7 +251,7 @@ class Lane:
                 transport.read_all()
             else:
                 break
-            at_rest = await self._settle(transport)
+            at_rest = await self._settle(connection, transport)
         closed = transport.is_closing()
         if not closed:
             connection.eof_received()
@@ -267,16 +267,20 @@ class Lane:
             tuple(faults),
         )
 
-    async def _settle(self, transport: MadeUpTransport) -> bool:
+    async def _settle(self, connection: Any, transport: MadeUpTransport) -> bool:
         """Let the event loop turn until nothing is left to do; whether no request is under way then."""
         quiet, written = 0, len(transport.written)
-        while self._state.tasks and quiet < _QUIET_TURNS:
+        while self._is_busy(connection) and quiet < _QUIET_TURNS:
             await asyncio.sleep(0)
             quiet = quiet + 1 if len(transport.written) == written else 0
             written = len(transport.written)
         for _ in range(3):  # an answer is written by the end of the turn after; a close shows in the one after that
             await asyncio.sleep(0)
-        return not self._state.tasks
+        return not self._is_busy(connection)
+
+    def _is_busy(self, connection: Any) -> bool:
+        """Whether a request is under way: a task in the ordinary lane, none in the fast one."""
+        return bool(self._state.tasks) or (connection.cycle is not None and not connection.cycle.response_complete)
 
     async def _left_behind(self) -> str:
         """What there still is after a while, which is long enough for who looks whether a client has left."""
