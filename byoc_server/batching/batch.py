@@ -178,7 +178,10 @@ def _answer_together(together: Together, entries: Sequence[Entry], outputs: Tens
         return
     for entry in entries:
         entry.done = True  # as ``end`` does; none of them runs in parts
-    together([entry.reply for entry in entries], outputs, counts)
+    try:
+        together([entry.reply for entry in entries], outputs, counts)
+    except Exception:  # it sees to each of them; whatever is wrong with it must not end the batcher's turn
+        logger.exception("replies failed")
 
 
 def _answer_all(outcomes: _Outcomes) -> None:

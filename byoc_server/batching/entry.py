@@ -14,7 +14,8 @@ Reply = Callable[[Tensors | ByocError], None]
 
 Together = Callable[[Sequence[Reply], Tensors, Sequence[int]], None]
 """Answers several requests at once, which costs less than one by one: takes their replies, outputs that hold the rows
-of all of them in that order, and how many rows each has. Sees to it that none keeps another from its answer."""
+of all of them in that order, and how many rows each has. Sees to it that none keeps another from its answer, and that
+none is answered that is given up meanwhile."""
 
 
 class Queue(Protocol):

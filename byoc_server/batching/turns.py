@@ -40,7 +40,7 @@ class DeficitRoundRobin(Generic[K]):
                 ready.append(key)
             elif credit_s > 0:
                 self._credit_s[key] = 0.0
-        if all(self._credit_s[key] <= 0 for key in ready):
+        while all(self._credit_s[key] <= 0 for key in ready):  # twice where rounding ate what was given
             least_s = min(-self._credit_s[key] for key in ready)
             more_s = (math.floor(least_s / self._quantum_s) + 1) * self._quantum_s
             for key in ready:

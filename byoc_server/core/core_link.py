@@ -166,7 +166,10 @@ class CoreLink:
             return
         for number in numbers:
             self.rows -= self._pending.pop(number)[1]
-        together(replies, outputs, counts)
+        try:
+            together(replies, outputs, counts)
+        except Exception:  # it sees to each of them; whatever is wrong with it must not end the connection
+            logger.exception("replies failed")
 
     def _on_status(self, channel: TensorChannel, payload: bytes) -> None:
         wire = orjson.loads(payload.rstrip(b"\0"))

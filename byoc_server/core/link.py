@@ -73,8 +73,10 @@ class Link(asyncio.Protocol):
         try:
             for frame in self._reader.feed(data):
                 self._on_frame(frame)
-        except FrameError as error:
-            logger.error("a process of this server sent nonsense: %s", error, extra={"event": "frame_error"})
+        except Exception as error:  # what makes no sense shows in many ways, and what is wrong here ends no more
+            known = isinstance(error, FrameError)
+            text = "a process of this server sent nonsense: %s"
+            logger.error(text, error, exc_info=None if known else error, extra={"event": "frame_error"})
             self.abort()
 
     def connection_lost(self, _: Exception | None) -> None:

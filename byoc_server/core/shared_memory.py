@@ -99,12 +99,14 @@ class OwnMemory:
 
     def _give_back(self) -> None:
         """Give back the pages that nothing has used since this was called before."""
+        self._timer = None
         high_water = self._places.take_high_water()
         kept_end = max(high_water + -high_water % mmap.PAGESIZE, _KEPT_BYTES)
         if kept_end < self._paged_end:
             self._map.madvise(mmap.MADV_REMOVE, kept_end, self._paged_end - kept_end)
         self._paged_end = kept_end
-        self._timer = self._call_later(_KEPT_S, self._give_back) if kept_end > _KEPT_BYTES else None
+        if kept_end > _KEPT_BYTES:
+            self._timer = self._call_later(_KEPT_S, self._give_back)
 
 
 class PeerMemory:
@@ -116,6 +118,7 @@ class PeerMemory:
     """
 
     def __init__(self, descriptor: int, on_free: Callable[[int], None]) -> None:
+        self._map: mmap.mmap | None
         try:
             self._map = mmap.mmap(descriptor, os.fstat(descriptor).st_size, prot=mmap.PROT_READ)
         finally:
@@ -129,6 +132,7 @@ class PeerMemory:
         Raises:
             FrameError: they do not fit there.
         """
+        assert self._map is not None  # nothing comes once it is closed
         if begin + plan.spread_bytes > len(self._map):
             raise FrameError("tensors that reach behind the shared memory")
         # All views of this array, and views of views, lead to it as their base: when it goes, the last of them has.
@@ -139,8 +143,10 @@ class PeerMemory:
     def close(self) -> None:
         """Let go of the file, now or when the last array on it is gone; nobody is told any more."""
         self._in_use.clear()
-        with contextlib.suppress(BufferError):  # arrays lead to it, and end it
-            self._map.close()
+        memory, self._map = self._map, None  # from here on only arrays lead to it, and the last of them ends it
+        if memory is not None:
+            with contextlib.suppress(BufferError):  # there are some
+                memory.close()
 
     def _gone(self, begin: int, _: weakref.ref[Array]) -> None:
         if self._in_use.pop(begin, None) is not None:

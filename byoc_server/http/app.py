@@ -96,7 +96,7 @@ class App:
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
             self.clean = client.close()
-            request_log.flush()
+            request_log.close()
 
 
 async def _not_found(request: Request, _: Exception) -> StarletteResponse:

@@ -338,7 +338,8 @@ class InferencePath:
         except Exception:
             logger.exception(_REPLY_FAILED)
         duration_s = time.monotonic() - request.arrived_s
-        record = (request.id, response.status, duration_s, request.rows, request.body_bytes, len(response.body), error)
+        reason = None if error is None else (error.code, error.message)
+        record = (request.id, response.status, duration_s, request.rows, request.body_bytes, len(response.body), reason)
         self._log.add(record)
 
     def _offload(self, request: _Request, work: Callable[[], T], then: Callable[[_Request, T], None]) -> None:

@@ -16,7 +16,6 @@ from typing import BinaryIO
 
 import orjson
 
-from byoc_server.errors import ByocError
 from byoc_server.telemetry.logging import local_clock, timestamp
 from byoc_server.telemetry.request_ids import RequestId, RequestIds
 
@@ -37,7 +36,10 @@ _COMMON_JSON_LINE = (
 )
 """That of a request that went well and has no id of its client's; time and prefix are filled in first, for many."""
 
-Record = tuple[RequestId, int, float, int, int, int, ByocError | None]
+Reason = tuple[str, str]
+"""Code and message of what went wrong. The error itself leads to the frames it came through, and to their bodies."""
+
+Record = tuple[RequestId, int, float, int, int, int, Reason | None]
 """Request id, status, seconds from head to answer, rows (0 when refused before they were counted), bytes of the
 request's body, bytes of the answer's body, and what went wrong, if anything."""
 
@@ -62,6 +64,7 @@ class RequestLog:
         self._piece_bytes = _largest_piece(stream)
         self._gathered: list[tuple[float, Sequence[Record]]] = []
         self._count = 0
+        self._most = _FLUSH_RECORDS
         self._loop = asyncio.get_running_loop()
         self.ids = RequestIds()
 
@@ -82,7 +85,7 @@ class RequestLog:
             self._loop.call_later(_FLUSH_AFTER_S, self.flush)
         self._gathered.append((time.time(), records))
         self._count += len(records)
-        if self._count >= _FLUSH_RECORDS:
+        if self._count >= self._most:
             self.flush()
 
     def flush(self) -> None:
@@ -99,21 +102,26 @@ class RequestLog:
         except (OSError, ValueError):  # nobody reads the log any more; requests are served all the same
             self._off = True
 
+    def close(self) -> None:
+        """Write what has gathered; whatever still comes is written at once."""
+        self._most = 1
+        self.flush()
+
     def _json_lines(self, now_s: float, records: Sequence[Record]) -> list[bytes]:
         now = timestamp(now_s)
         common = _COMMON_JSON_LINE.format(time=now, prefix=self.ids.prefix).encode()
         return [
             common % (number, duration_s * 1000, rows, request_bytes, response_bytes)
             if status == 200 and type(number) is int
-            else self._json_line((number, status, duration_s, rows, request_bytes, response_bytes, error), now)
-            for number, status, duration_s, rows, request_bytes, response_bytes, error in records
+            else self._json_line((number, status, duration_s, rows, request_bytes, response_bytes, reason), now)
+            for number, status, duration_s, rows, request_bytes, response_bytes, reason in records
         ]
 
     def _json_line(self, record: Record, now: str) -> bytes:
-        request_id, status, duration_s, rows, request_bytes, response_bytes, error = record
-        reason = b""
-        if error is not None:
-            reason = b',"code":%b,"message":%b' % (orjson.dumps(error.code), orjson.dumps(error.message))
+        request_id, status, duration_s, rows, request_bytes, response_bytes, reason = record
+        more = b""
+        if reason is not None:
+            more = b',"code":%b,"message":%b' % (orjson.dumps(reason[0]), orjson.dumps(reason[1]))
         return _JSON_LINE % (
             now.encode(),
             _level(status).encode(),
@@ -123,7 +131,7 @@ class RequestLog:
             rows,
             request_bytes,
             response_bytes,
-            reason,
+            more,
         )
 
     def _text_lines(self, now_s: float, records: Sequence[Record]) -> list[bytes]:
@@ -131,11 +139,11 @@ class RequestLog:
         return [self._text_line(record, clock) for record in records]
 
     def _text_line(self, record: Record, clock: str) -> bytes:
-        request_id, status, duration_s, rows, request_bytes, response_bytes, error = record
-        reason = f" {error.code}: {error.message!a}" if error is not None else ""
+        request_id, status, duration_s, rows, request_bytes, response_bytes, reason = record
+        more = "" if reason is None else f" {reason[0]}: {reason[1]!a}"
         return (
             f"{clock} {_level(status):<7} request {status} {duration_s * 1000:.1f} ms rows={rows} "
-            f"in={request_bytes} B out={response_bytes} B id={self.ids.text(request_id)!a}{reason}\n"
+            f"in={request_bytes} B out={response_bytes} B id={self.ids.text(request_id)!a}{more}\n"
         ).encode()
 
 

@@ -605,8 +605,8 @@ def test_a_reply_that_fails_keeps_nobody_from_theirs(
 
 @pytest.mark.parametrize(
     "nonsense",
-    [b"\xff" * 64, frame(Kind.FREE, number=64), frame(Kind.OUTPUTS)],
-    ids=["no frame", "a place that is not in use", "outputs of nobody"],
+    [b"\xff" * 64, frame(Kind.FREE, number=64), frame(Kind.OUTPUTS), frame(Kind.ERROR, b"no JSON")],
+    ids=["no frame", "a place that is not in use", "outputs of nobody", "an error that cannot be read"],
 )
 def test_nonsense_ends_the_connection_and_not_the_server(
     identity_model: Callable[[], Model], caplog: pytest.LogCaptureFixture, nonsense: bytes

@@ -147,6 +147,10 @@ def pages_bytes(descriptor: int) -> int:
     return os.fstat(descriptor).st_blocks * 512
 
 
+def mapped_files() -> int:
+    return Path("/proc/self/maps").read_text().count("/memfd:tensors")
+
+
 def test_memory_of_a_burst_is_given_back() -> None:
     """Memory files count as the container's memory for as long as their pages are there."""
     timers = Timers()
@@ -184,6 +188,34 @@ def test_what_is_in_use_stays() -> None:
     read = peer.tensors(LAYOUT, LAYOUT.plan({"x": array}), place)["x"]
     assert np.array_equal(read, array)
     own.close()
+
+
+def test_a_file_goes_with_the_last_array_on_it_and_waits_for_no_garbage_collection() -> None:
+    """What tells that a place is free leads, in the server, back to who holds the memory."""
+
+    class Holder:
+        def __init__(self, descriptor: int) -> None:
+            self.peer = PeerMemory(descriptor, self.tell_free)
+
+        def tell_free(self, _: int) -> None: ...
+
+    own = OwnMemory(MIB, Timers().call_later)
+    holder = Holder(os.dup(own.descriptor))
+    array = np.arange(1000)
+    read = holder.peer.tensors(LAYOUT, LAYOUT.plan({"x": array}), put(own, array))
+    own.close()
+    gc.collect()
+    gc.disable()
+    try:
+        before = mapped_files()
+        holder.peer.close()
+        del holder
+        assert np.array_equal(read["x"], array)
+        assert mapped_files() == before
+        del read
+        assert mapped_files() == before - 1
+    finally:
+        gc.enable()
 
 
 def test_after_the_end_nothing_is_given_back() -> None:

@@ -268,3 +268,22 @@ def test_a_front_takes_apart_what_only_the_core_had_together(model: Callable[[],
         assert split.link.rows == 0
 
     run(model, main)
+
+
+def test_a_way_to_answer_that_fails_does_not_end_the_connection(
+    model: Callable[[], Model], caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(replies: Sequence[Reply], outputs: Tensors, counts: Sequence[int]) -> None:
+        raise ValueError("broken")
+
+    async def main(split: Split) -> None:
+        link = split.link._link
+        for _ in range(4):
+            tensors: Tensors = {"x": np.ones((1, 3), np.float32)}
+            split.front.infer(tensors, 1, lambda _: None, FAR_S, together=broken)
+        await split.until(lambda: "ValueError: broken" in caplog.text)
+        assert isinstance(await split.infer({"x": np.ones((1, 3), np.float32)}), dict)
+        assert split.link._link is link
+        assert split.link.rows == 0
+
+    run(model, main)

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from byoc_server.errors import InvalidPayload
 from byoc_server.telemetry.request_log import Record, RequestLog
 from tests.onnx_models import identity
 from tests.server_process import running
 
 GOOD: Record = ("id-1", 200, 0.0123456, 3, 10, 20, None)
-BAD: Record = ("id-2", 400, 0.001, 0, 5, 60, InvalidPayload("line 1\nis not\x1b[31m JSON"))
+BAD: Record = ("id-2", 400, 0.001, 0, 5, 60, ("invalid_payload", "line 1\nis not\x1b[31m JSON"))
 BROKEN: Record = ("\x1b[2Jid\n3", 500, 0.001, 0, 5, 60, None)
 
 
@@ -110,6 +109,21 @@ def test_what_is_logged_of_requests_that_went_well(which: str, lines: int) -> No
 
     asyncio.run(log())
     assert stream.getvalue().count(b"\n") == lines
+
+
+def test_after_the_end_a_line_is_written_at_once() -> None:
+    """Checklist 94: requests that the server could not wait for are answered, and logged, last of all."""
+    stream = io.BytesIO()
+
+    async def log() -> None:
+        request_log = RequestLog("all", "json", stream)
+        request_log.add(GOOD)
+        request_log.close()
+        assert stream.getvalue().count(b"\n") == 1
+        request_log.add(BAD)
+        assert stream.getvalue().count(b"\n") == 2
+
+    asyncio.run(log())
 
 
 def test_text_lines_cannot_be_forged() -> None:
