@@ -114,10 +114,10 @@ def _few_numbers(signature: Signature) -> Callable[[bytes], Tensors | None] | No
             values = orjson.loads(b"[%b]" % b",".join(lines))
             if not -_LIMIT < min(values) <= max(values) < _LIMIT:
                 return None
-            array = np.empty((len(lines), columns), spec.dtype)
-            _packer(spec.dtype.char, array.size).pack_into(array.data, 0, *values)
+            packed = _packer(spec.dtype.char, len(lines) * columns).pack(*values)
         except (ValueError, TypeError, OverflowError, struct.error):
             return None
+        array = np.frombuffer(packed, spec.dtype).reshape(len(lines), columns)
         return {spec.name: reshaped(array, spec, signature)}
 
     return read

@@ -73,13 +73,13 @@ def decoder(signature: Signature, options: DecodeOptions) -> Decoder:
     spec = signature.sole_input
     shape = () if spec is None or not signature.batched else signature.record_shapes[spec.name]
     width = shape[0] if len(shape) == 1 else None
-    if spec is None or width is None or spec.dtype not in _STRUCT_LETTERS:
+    if spec is None or width is None or width > LARGE_BYTES or spec.dtype not in _STRUCT_LETTERS:
         return partial(_decode_any_form, None, signature, options)
     name, dtype = spec.name, spec.dtype
     row_format = struct.Struct(f"={width}{_STRUCT_LETTERS[dtype]}")
-    pack_into: Callable[..., None] = row_format.pack_into
-    row_bytes = row_format.size
-    loads, empty = orjson.loads, np.empty
+    pack: Callable[..., bytes] = row_format.pack
+    row_dtype = np.dtype((dtype, (width,)))
+    loads, frombuffer = orjson.loads, np.frombuffer
 
     def decode_rows(body: bytes) -> Tensors | Enveloped:
         document: Any = None  # whatever it is, other shapes of it raise an error
@@ -89,13 +89,10 @@ def decoder(signature: Signature, options: DecodeOptions) -> Decoder:
                 if len(document) == 1:
                     rows = document["instances"]
                     count = len(rows)
-                    if count * width < len(body):  # before memory is taken
-                        array, place = empty((count, width), dtype), 0
-                        for row in rows:
-                            pack_into(array, place, *row)
-                            place += row_bytes
-                        if place:
-                            return {name: array}
+                    if count == 1:
+                        return {name: frombuffer(pack(*rows[0]), row_dtype, 1)}
+                    if count:
+                        return {name: frombuffer(b"".join([pack(*row) for row in rows]), row_dtype, count)}
             except _NO_ROWS_OF_NUMBERS:
                 pass
         return _decode_any_form(document, signature, options, body)

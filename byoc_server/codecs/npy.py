@@ -28,6 +28,8 @@ _MAGIC = b"\x93NUMPY"
 _PREFIX_BYTES = {1: 10, 2: 12}
 """Major version -> bytes before the header text: magic, version, length of 2 or 4 bytes."""
 _MAX_HEADER_BYTES = 16 * 1024
+_SMALL_BYTES = 1024 * 1024
+"""Of larger files the header is the least part, and a row of theirs may be larger than a dtype can be."""
 _USUAL_HEADER_BYTES = 128
 """NumPy fills headers up to a multiple of 64, and needs more than one for most dtypes and shapes."""
 _MOST_HEADERS = 32
@@ -72,7 +74,7 @@ def decoder(signature: Signature, options: DecodeOptions) -> Decoder:
         tensors = decode(body, signature, options)
         array = tensors[name]
         base: object = array.base
-        as_it_lies = base is body and array.flags.c_contiguous and array.ndim > 0
+        as_it_lies = base is body and array.flags.c_contiguous and array.ndim > 0 and len(body) < _SMALL_BYTES
         if as_it_lies and len(body) - array.nbytes == _USUAL_HEADER_BYTES and len(known) < _MOST_HEADERS:
             row = np.dtype((array.dtype, array.shape[1:]))  # the quickest way to an array of that shape
             known[body[:_USUAL_HEADER_BYTES]] = len(body), row, len(array)

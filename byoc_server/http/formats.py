@@ -49,7 +49,7 @@ class Formats:
         encode_inline_bytes: answers from larger tensors are not written on the event loop.
         encode_each: writes answers to several requests in one pass; ``None`` where the format cannot, or what clients
             see has still to be made of the outputs. See ``codecs.base.EncodeEach``.
-        row_count: see ``Signature.row_count``.
+        counted: name of an input whose first axis counts the records; empty for a model without a batch axis.
         most_rows: of a request; the answer to more would take more than may be held.
         headers: of an answer.
         enveloped: writes the answer to a request that says how, with the bytes as above.
@@ -62,7 +62,7 @@ class Formats:
     encode: Callable[[Tensors], bytes | Answer]
     encode_inline_bytes: int
     encode_each: Callable[[Tensors, Sequence[int]], list[bytes] | None] | None
-    row_count: Callable[[Tensors], int]
+    counted: str
     most_rows: int
     headers: tuple[Header, ...]
     enveloped: Callable[[Envelope, Tensors], bytes | Answer]
@@ -137,7 +137,7 @@ class FormatTable:
             lambda tensors: encode(tensors, signature, options),
             target.inline_bytes,
             None if each is None else lambda tensors, counts: each(tensors, signature, options, counts),
-            adapter.model_signature.row_count,
+            adapter.model_signature.inputs[0].name if adapter.model_signature.batched else "",
             self._max_tensor_bytes // max(1, adapter.model_signature.answer_record_bytes),
             self._dialect.entity_headers(name),
             enveloped,

@@ -224,8 +224,8 @@ class InferencePath:
             tensors = decoded
         formats = request.formats
         assert formats is not None
-        row_count, infer = formats.row_count, self._client.infer
-        rows = request.rows = row_count(tensors)
+        infer, counted = self._client.infer, formats.counted
+        rows = request.rows = len(tensors[counted]) if counted else 1
         if rows > formats.most_rows:
             raise self._too_large_an_answer(rows, formats.adapter.model_signature)
         attributes = request.head.custom_attributes
