@@ -179,10 +179,16 @@ class InferencePath:
             request.formats = formats
             if coded is not None:
                 self._decode_coded(request, formats, body, coded)
-            elif len(body) > formats.decode_inline_bytes:
-                self._offload(request, partial(formats.decode, body), self._infer)
+            elif len(body) <= formats.decode_inline_bytes:
+                decode_inline = formats.decode_inline
+                try:
+                    decoded = decode_inline(body)
+                except TensorsTooLarge:  # the body is small, but stands for large tensors
+                    self._offload(request, partial(formats.decode, body), self._infer)
+                else:
+                    self._infer(request, decoded)
             else:
-                self._decode_inline(request, formats, body)
+                self._offload(request, partial(formats.decode, body), self._infer)
         except Exception as error:
             self._fail(request, error)
         return request.cancel
@@ -192,24 +198,15 @@ class InferencePath:
         request_id = _shortened(head.inference_id) if head.inference_id else self._ids.next()
         self._fail(_Request(self, head, arrived_s, 0, request_id, reply), error)
 
-    def _decode_inline(self, request: _Request, formats: Formats, body: bytes) -> None:
-        """Decode a small body on the event loop, unless it stands for large tensors."""
-        decode_inline = formats.decode_inline
-        try:
-            decoded = decode_inline(body)
-        except TensorsTooLarge:
-            self._offload(request, partial(formats.decode, body), self._infer)
-            return
-        self._infer(request, decoded)
-
     def _decode_coded(self, request: _Request, formats: Formats, body: bytes, lease: BodyLease) -> None:
         """Undo the content codings, decode what comes out, and go on: all at once if it is little, else on a thread."""
         codings = parse_content_encoding(request.head.fields[CONTENT_ENCODING].decode("latin-1"))
         limit_bytes = lease.budget.decoded_limit_bytes
         small = decode_small(body, codings, limit_bytes)
         if small is not None and len(small) <= formats.decode_inline_bytes:
-            self._decode_inline(request, formats, small)
-            return
+            with contextlib.suppress(TensorsTooLarge):
+                self._infer(request, formats.decode_inline(small))
+                return
 
         def work() -> Tensors | Enveloped:
             plain = decode(body, codings, limit_bytes, lease.grow_decoded_to) if small is None else small
