@@ -195,7 +195,3 @@ class Signature:
         sizes = [STRING_BYTES if spec.dtype == STRING else spec.dtype.itemsize for spec in self.outputs]
         lengths = [math.prod(1 if d is None else d for d in shape) for shape in shapes]
         return sum(length * size for length, size in zip(lengths, sizes, strict=True))
-
-    def row_count(self, tensors: Tensors) -> int:
-        """Number of records in ``tensors``: the length N of axis 0, or 1 for a model without a batch axis."""
-        return len(next(iter(tensors.values()))) if self.batched else 1

@@ -56,7 +56,7 @@ class Infer(Protocol):
 
         Args:
             tensors: inputs that fit the model's own signature.
-            rows: records in them, as ``Signature.row_count`` counts.
+            rows: records in them: the length N of axis 0, or 1 for a model without a batch axis.
             reply: called once on the event loop with the model's own outputs or the error, unless cancelled before.
             deadline_s: in seconds of the monotonic clock.
             urgent: it goes before those that are not.
