@@ -234,10 +234,10 @@ def encode_each(
     records = text[len(begin) : -len(end)].split(between)
     begin, end = b'{"predictions":' + begin, end + b"}"
     if len(records) == len(counts):
-        return [b"%b%b%b" % (begin, record, end) for record in records]
+        return [begin + record + end for record in records]
     place, answers = 0, []
     for count in counts:
-        answers.append(b"%b%b%b" % (begin, between.join(records[place : place + count]), end))
+        answers.append(begin + between.join(records[place : place + count]) + end)
         place += count
     return answers
 
