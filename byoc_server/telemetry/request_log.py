@@ -22,8 +22,9 @@ from byoc_server.telemetry.request_ids import RequestId, RequestIds
 _FILE_PIECE_BYTES = 64 * 1024
 _FLUSH_RECORDS = 512
 """Written at once when so many have gathered."""
-_FLUSH_AFTER_S = 0.01
-"""What a process that is killed may not have written of what it answered."""
+_FLUSH_AFTER_S = 0.003
+"""What a process that is killed may not have written of what it answered, and what one request in many waits for: at
+10 ms the p99 of a lone client was twice as long."""
 
 _JSON_LINE = (
     b'{"time":"%b","level":"%b","event":"request","id":%b,"status":%d,"duration_ms":%.3f,'
