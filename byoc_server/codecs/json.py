@@ -17,6 +17,7 @@ import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -235,11 +236,8 @@ def encode_each(
     begin, end = b'{"predictions":' + begin, end + b"}"
     if len(records) == len(counts):
         return [begin + record + end for record in records]
-    place, answers = 0, []
-    for count in counts:
-        answers.append(begin + between.join(records[place : place + count]) + end)
-        place += count
-    return answers
+    bounds = pairwise(accumulate(counts, initial=0))
+    return [begin + between.join(records[first:last]) + end for first, last in bounds]
 
 
 def serializable(array: Array) -> object:

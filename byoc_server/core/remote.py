@@ -49,7 +49,6 @@ class RemoteClient:
         self._on_failure = on_failure
         self._on_ready = on_ready
         self._adapter: Adapter | None = None
-        self._served: Adapter | None = None  # the same, while the model is ready
         self._all_were_ready = ready_before
         self._told_ready = False
         self._settled = asyncio.Event()
@@ -67,9 +66,9 @@ class RemoteClient:
     @property
     def adapter(self) -> Adapter:
         """What clients see of the model. Raises ``Unavailable``."""
-        if self._served is None:
+        if self._adapter is None or self._status.state is not ModelState.READY:
             raise self._status.refusal()
-        return self._served
+        return self._adapter
 
     def start(self) -> None:
         """Look for the core processes, now and whenever one has ended."""
@@ -107,9 +106,9 @@ class RemoteClient:
         self._all_were_ready |= not not_ready
         if not (self._all_were_ready and len(not_ready) < len(states)) or self._adapter is None:
             if not_ready:
-                self._served, self._status = None, _worst(not_ready)
+                self._status = _worst(not_ready)
             return
-        self._served, self._status = self._adapter, ModelStatus(ModelState.READY)
+        self._status = ModelStatus(ModelState.READY)
         if not self._told_ready:
             self._told_ready = True
             self._on_ready()
